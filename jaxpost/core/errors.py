@@ -1,0 +1,23 @@
+"""The one exception that is a message for the user, and the helper that suggests a spelling."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """The user's input or usage is wrong: one line that says what, where, got, expected, what to do.
+
+    The command line prints the message on one line of stderr and exits with status 2.
+    """
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """` Did you mean "rank"?` for a near miss among `known`, else an empty string.
+
+    >>> suggestion("rnak", ["rank", "alpha"])
+    ' Did you mean "rank"?'
+    >>> suggestion("zzz", ["rank"])
+    ''
+    """
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f' Did you mean "{close[0]}"?' if close else ""

@@ -1,0 +1,1 @@
+"""Files -> rows -> examples -> batches: numpy out, no jax."""

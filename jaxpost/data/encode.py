@@ -1,0 +1,154 @@
+"""Rows -> examples: tokenised, with the trained tokens marked, cut or dropped to `max_length`, everything counted."""
+
+import collections
+import dataclasses
+import itertools
+import logging
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any
+
+from jaxpost.core.errors import InputError
+from jaxpost.data.chat import encode_chats
+from jaxpost.data.examples import Counts, Encoded, Example, Tokenised
+from jaxpost.data.plain import Plain, encode_completions, encode_texts
+from jaxpost.data.rows import ChatRow, CompletionRow, Row, TextRow
+from jaxpost.data.template import folder_of
+from jaxpost.data.turns import Chat
+
+OVERLONG = ("truncate", "drop", "error")
+CHUNK_ROWS = 1024  # tokenised at a time: enough for the tokenizer's threads, little to hold in memory
+log = logging.getLogger(__name__)
+
+
+def encode_rows(
+    tokenizer: Any,
+    rows: Iterable[Row],
+    *,
+    max_length: int,
+    overlong: str,
+    vocab_size: int,
+    stop_ids: Collection[int] = (),
+    last_only: bool = False,
+) -> Encoded:
+    """Encode rows for supervised fine-tuning.
+
+    A `text` row gets the tokenizer's own special tokens and one EOS, and is trained whole. `prompt` and `completion`
+    strings are joined without a template; the completion and one EOS are trained. Messages go through the chat
+    template; the assistant's turns are trained, each with its stop token. A document's first token is never trained.
+
+    Args:
+      tokenizer: a fast tokenizer of transformers.
+      rows: from `read_rows`.
+      max_length: in tokens, 2 or more.
+      overlong: what becomes of a longer row: "truncate" keeps its start, "drop" leaves it out, "error" raises.
+      vocab_size: rows of the model's embedding; every id must be below it.
+      stop_ids: ids that end generation beside the tokenizer's EOS (generation_config.json).
+      last_only: of a conversation train the last assistant turn only.
+
+    Raises:
+      InputError: a row that cannot be trained as it is, by file and line; no row left, with the reasons.
+    """
+    _check_options(max_length, overlong)
+    plain, chat = Plain(tokenizer=tokenizer), Chat(tokenizer=tokenizer, stop_ids=frozenset(stop_ids))
+    tally: collections.Counter[str] = collections.Counter()
+    first: dict[str, str] = {}
+    examples = []
+    for row, tokens in _tokenise(plain, chat, rows, last_only):
+        example, note = _fit(row, tokens, max_length, overlong)
+        tally.update(["rows", *filter(None, [note])])
+        if example is not None and tokens is not None:
+            _check_vocabulary(tokenizer, row, example, vocab_size)
+            examples.append(example)
+            for event in _events(tokens):
+                tally[event] += 1
+                first.setdefault(event, row.where)
+    counts = Counts(
+        examples=len(examples),
+        tokens=sum(len(example.ids) for example in examples),
+        trained_tokens=sum(int(example.trained.sum()) for example in examples),
+        **tally,
+    )
+    if not examples:
+        reasons = f": {counts.dropped()}" if counts.rows else ""
+        raise InputError(f"`data` must hold a row to train on; got {counts.rows} rows{reasons}. Check the data.")
+    _warn(counts, first, folder_of(tokenizer))
+    return Encoded(examples=examples, counts=counts)
+
+
+def _check_options(max_length: int, overlong: str) -> None:
+    if max_length < 2:
+        raise InputError(f"`max_length` must be 2 tokens or more; got {max_length}. Raise it.")
+    if overlong not in OVERLONG:
+        raise InputError(f"`overlong` must be one of {', '.join(OVERLONG)}; got {overlong!r}. Choose one.")
+
+
+def _tokenise(plain: Plain, chat: Chat, rows: Iterable[Row], last_only: bool) -> Iterator[tuple[Row, Tokenised | None]]:
+    rows = iter(rows)
+    while chunk := list(itertools.islice(rows, CHUNK_ROWS)):
+        if last_only:
+            chunk = [_last_turn(row) if isinstance(row, ChatRow) else row for row in chunk]
+        encoded = {
+            TextRow: iter(encode_texts(plain, [row for row in chunk if isinstance(row, TextRow)])),
+            CompletionRow: iter(encode_completions(plain, [row for row in chunk if isinstance(row, CompletionRow)])),
+            ChatRow: iter(encode_chats(chat, [row for row in chunk if isinstance(row, ChatRow)])),
+        }
+        for row in chunk:
+            yield row, next(encoded[type(row)])
+
+
+def _last_turn(row: ChatRow) -> ChatRow:
+    turns = [index for index, message in enumerate(row.messages) if message["role"] == "assistant"]
+    return dataclasses.replace(row, trained_from=max([row.trained_from, *turns]))
+
+
+def _fit(row: Row, tokens: Tokenised | None, max_length: int, overlong: str) -> tuple[Example | None, str | None]:
+    """The example that a row becomes, if any, and the counter that tells what happened to it, if anything did."""
+    if tokens is None:
+        return None, "dropped_no_assistant"
+    if not tokens.trained.any():
+        return None, "dropped_empty"
+    ids, trained = tokens.ids[:max_length], tokens.trained[:max_length]
+    note = None
+    if len(tokens.ids) > max_length:
+        if overlong == "error":
+            raise InputError(
+                f"a row must have at most `max_length` {max_length} tokens; got {len(tokens.ids)} at {row.where}. "
+                "Shorten it, raise max_length, or set overlong to truncate or drop."
+            )
+        if overlong == "drop":
+            return None, "dropped_overlong"
+        if not trained.any():
+            return None, "dropped_truncated"
+        note = "truncated"
+    return Example(ids=ids, trained=trained, source=row.source), note
+
+
+def _check_vocabulary(tokenizer: Any, row: Row, example: Example, vocab_size: int) -> None:
+    # A gather in XLA clamps such an id without a word.
+    if (top := int(example.ids.max())) >= vocab_size:
+        token = tokenizer.convert_ids_to_tokens(top)
+        raise InputError(
+            f"token ids must be below the embedding's {vocab_size} rows; got {top} ({token!r}) at {row.where}. "
+            f"The tokenizer at {folder_of(tokenizer)} has more tokens than the checkpoint: use the one it came with."
+        )
+
+
+def _events(tokens: Tokenised) -> Sequence[str]:
+    return [
+        name for name, happened in (("merged_boundaries", tokens.merged), ("unstopped", not tokens.stopped)) if happened
+    ]
+
+
+def _warn(counts: Counts, first: dict[str, str], folder: str) -> None:
+    if counts.merged_boundaries:
+        log.warning(
+            "in %d rows one token holds the end of the prompt and the start of the completion (first at %s): it is "
+            "trained, but at inference the model sees other tokens there. End prompts where a token ends.",
+            *(counts.merged_boundaries, first["merged_boundaries"]),
+        )
+    if counts.unstopped:
+        log.warning(
+            "in %d rows no stop token ends the last answer (first at %s), so the model is not taught to stop. "
+            "See the chat template and `eos_token` in %s.",
+            *(counts.unstopped, first["unstopped"], folder),
+        )

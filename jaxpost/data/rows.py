@@ -1,0 +1,184 @@
+"""The forms of row that can be trained on, made from a dictionary of columns.
+
+Three forms are understood; columns beside these are ignored, but for `tools` and `chat_template_kwargs` of rows that go
+through a chat template:
+
+    {"text": "..."}                                     language modelling, every token is trained
+    {"prompt": ..., "completion": ...}                  two strings, or two message lists; the completion is trained
+    {"messages": [{"role": ..., "content": ...}, ...]}  a conversation, the assistant's turns are trained
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from jaxpost.core.errors import InputError, suggestion
+
+FORMS = (("text",), ("prompt", "completion"), ("messages",))
+# Arguments of the renderer itself: a row must not overrule them through `chat_template_kwargs`.
+RESERVED_TEMPLATE_KWARGS = (
+    *("messages", "conversations", "tools", "chat_template", "add_generation_prompt", "continue_final_message"),
+    "return_assistant_tokens_mask",
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextRow:
+    """A `text` row. `source` is the row's number over all files, from 1; `where` names its file and line."""
+
+    source: int
+    where: str
+    text: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompletionRow:
+    """A `prompt` + `completion` row of two strings, joined without a template."""
+
+    source: int
+    where: str
+    prompt: str
+    completion: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ChatRow:
+    """A conversation. Assistant turns from message `trained_from` (0-based) on are trained.
+
+    A `prompt` + `completion` row of message lists is the joined conversation with `trained_from = len(prompt)`.
+    """
+
+    source: int
+    where: str
+    messages: list[dict[str, Any]]
+    trained_from: int = 0
+    tools: list[Any] | None = None
+    template_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+Row = TextRow | CompletionRow | ChatRow
+
+
+def make_row(columns: Mapping[str, Any], *, source: int, where: str) -> Row:
+    """One row from its columns; a column that is null counts as absent.
+
+    >>> make_row({"text": "hello", "id": 7}, source=1, where="data.jsonl line 1")
+    TextRow(source=1, where='data.jsonl line 1', text='hello')
+    """
+    form = _form(columns, where)
+    if form == ("text",):
+        _refuse_template_columns(columns, where)
+        return TextRow(source=source, where=where, text=_string(columns, "text", where))
+    if form == ("messages",):
+        messages, trained_from = _messages(columns, "messages", where), 0
+    elif all(isinstance(columns[name], str) for name in form):
+        _refuse_template_columns(columns, where)
+        return CompletionRow(source=source, where=where, prompt=columns["prompt"], completion=columns["completion"])
+    else:
+        prompt, completion = (_messages(columns, name, where) for name in form)
+        messages, trained_from = prompt + completion, len(prompt)
+    return ChatRow(
+        source=source,
+        where=where,
+        messages=messages,
+        trained_from=trained_from,
+        tools=_tools(columns.get("tools"), where),
+        template_kwargs=_template_kwargs(columns.get("chat_template_kwargs"), where),
+    )
+
+
+def kind_of(value: Any) -> str:
+    """A JSON value's type in words, for messages.
+
+    >>> kind_of(None), kind_of([1])
+    ('null', 'a list')
+    """
+    names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list"}
+    return names.get(type(value), "an object")
+
+
+def _form(columns: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    found = tuple(name for form in FORMS for name in form if columns.get(name) is not None)
+    if found in FORMS:
+        return found
+    expected = "`text`, or `prompt` and `completion`, or `messages`"
+    if found and found not in (("prompt",), ("completion",)):
+        names = ", ".join(found)
+        raise InputError(f"a row must have one of {expected}; got {names} at {where}. Remove the columns of one form.")
+    known = [name for form in FORMS for name in form]
+    hint = next(filter(None, (suggestion(name, known) for name in columns if name not in known)), "")
+    names = ", ".join(json.dumps(name[:40]) for name in list(columns)[:8]) or "no column"
+    raise InputError(f"a row must have {expected}; got {names} at {where}. Rename or convert the columns.{hint}")
+
+
+def _string(columns: Mapping[str, Any], name: str, where: str) -> str:
+    value = columns[name]
+    if not isinstance(value, str):
+        raise InputError(f"`{name}` must be a string; got {kind_of(value)} at {where}. Fix or remove the row.")
+    return value
+
+
+def _messages(columns: Mapping[str, Any], name: str, where: str) -> list[dict[str, Any]]:
+    value = columns[name]
+    if not isinstance(value, list):
+        both = "a string if the other is one, else " if name != "messages" else ""
+        raise InputError(f"`{name}` must be {both}a list of messages; got {kind_of(value)} at {where}. Fix the row.")
+    for index, message in enumerate(value):
+        _check_message(message, f"{name}[{index}]", where)
+    return value
+
+
+def _check_message(message: Any, name: str, where: str) -> None:
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        got = f"the keys {', '.join(map(json.dumps, message))}" if isinstance(message, dict) else kind_of(message)
+        hint = ' Rename "from" and "value".' if isinstance(message, dict) and "from" in message else ""
+        raise InputError(
+            f'`{name}` must be {{"role": string, "content": ...}}; got {got} at {where}. Fix or remove the row.{hint}'
+        )
+    content = message.get("content")
+    # Templates write a missing content as an empty turn and an object as its spelling: either would be trained.
+    if not isinstance(content, str | list) and not (content is None and message.get("tool_calls")):
+        raise InputError(
+            f"`{name}.content` must be a string or a list of parts; got {kind_of(content)} at {where}. "
+            "Fix or remove the row."
+        )
+
+
+def _tools(value: Any, where: str) -> list[Any] | None:
+    """No tools is None, never an empty list: templates ask `tools is not none` before they write their boilerplate."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value) if value.strip() else None
+        except ValueError:
+            raise InputError(
+                f"`tools` must be a list or its JSON; got other text at {where}. Fix or remove it."
+            ) from None
+    if value is None or value == []:
+        return None
+    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
+        got = "a list with other things" if isinstance(value, list) else kind_of(value)
+        raise InputError(f"`tools` must be a list of tool objects; got {got} at {where}. Fix or remove it.")
+    return value
+
+
+def _template_kwargs(value: Any, where: str) -> Mapping[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise InputError(
+            f"`chat_template_kwargs` must be an object; got {kind_of(value)} at {where}. Fix or remove it."
+        )
+    for name in RESERVED_TEMPLATE_KWARGS:
+        if name in value:
+            raise InputError(f"`chat_template_kwargs` must not hold `{name}`; it does at {where}. Remove it.")
+    return value
+
+
+def _refuse_template_columns(columns: Mapping[str, Any], where: str) -> None:
+    if _tools(columns.get("tools"), where) or columns.get("chat_template_kwargs"):
+        name = "chat_template_kwargs" if columns.get("chat_template_kwargs") else "tools"
+        raise InputError(
+            f"`{name}` needs a row of messages, since plain text goes through no chat template; got it at {where}. "
+            "Write the row as messages, or remove the column."
+        )

@@ -1,0 +1,79 @@
+"""The options of `jaxpost sft`: names, defaults and meaning, here and nowhere else."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from jaxpost.core.config import option
+from jaxpost.core.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """The adapter."""
+
+    rank: int = option(16, "rank of each adapted matrix", range="[1, inf)")
+    alpha: float = option(32.0, "scaling is alpha / rank", range="(0, inf)")
+    dropout: float = option(0.0, "of the inputs of the low-rank branch", range="[0, 1)")
+    targets: str | tuple[str, ...] = option("all-linear", "all-linear, names joined by commas, or re:PATTERN")
+    variant: Literal["lora"] = option("lora", "kind of adapter")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftConfig:
+    """Supervised fine-tuning."""
+
+    model: str = option(help="folder or hub id of the model to start from")
+    data: tuple[Path, ...] = option(help="JSONL of text, prompt + completion or messages rows; repeatable")
+    output: Path = option(help="new folder for the adapter (or checkpoint), metrics.jsonl and run.yaml")
+    adapter: Path | None = option(None, "PEFT folder to start from; it is trained further")
+    full: bool = option(False, "train all weights instead of an adapter")
+    lora: LoraConfig = LoraConfig()
+    loss: Literal["nll", "dft", "eaft"] = option("nll", "likelihood, or weighted by probability or by entropy")
+    steps: int | None = option(None, "optimizer steps, instead of epochs", range="[1, inf)")
+    epochs: float = option(3.0, "passes over the data", range="(0, inf)")
+    batch_size: int = option(8, "rows a step: packed rows with packing, documents without", range="[1, inf)")
+    micro_batch_size: int | None = option(None, "rows at a time; none takes the most that fit", range="[1, inf)")
+    max_length: int = option(1024, "of a row", unit="tokens", range="[2, inf)")
+    packing: Literal["on", "off"] = option("on", "several documents in a row, none sees another")
+    overlong: Literal["truncate", "drop", "error"] = option("truncate", "what becomes of rows over max_length")
+    learning_rate: float | None = option(None, "none is 2e-4 for an adapter, 2e-5 with --full", range="[0, inf)")
+    schedule: Literal["linear", "cosine", "constant"] = option("linear", "of the learning rate, after the warm-up")
+    warmup_ratio: float = option(0.03, "part of the steps in which the rate rises", range="[0, 1]")
+    weight_decay: float = option(0.0, "of AdamW", range="[0, inf)")
+    max_grad_norm: float = option(1.0, "global norm to which gradients are clipped; 0 is off", range="[0, inf)")
+    max_skipped_steps: int = option(10, "steps in a row without a finite gradient that end the run", range="[1, inf)")
+    dtype: Literal["auto", "float32", "bfloat16"] = option(
+        "auto", "of computation and frozen weights; auto is float32 on CPU, bfloat16 elsewhere"
+    )
+    quantize: Literal["none"] = option("none", "storage of the frozen weights")
+    double_quant: bool = option(False, "quantise the statistics of quantised weights as well")
+    remat: Literal["auto", "none", "full", "attention", "qkv", "mlp"] = option(
+        "auto", "what the backward pass keeps of each layer; full recomputes all"
+    )
+    mesh: str | None = option(None, "data=..,fsdp=..,tensor=..; none puts all devices on fsdp")
+    seed: int = option(0, "of order, adapter and dropout", range="[0, inf)")
+
+
+LEARNING_RATE = {"adapter": 2e-4, "full": 2e-5}
+
+
+def resolve(config: SftConfig) -> SftConfig:
+    """The configuration with what depends on other options filled in; contradictions are refused."""
+    if config.full and config.adapter is not None:
+        raise InputError(f"`--adapter` must not be given with `--full`; got {config.adapter}. Choose one.")
+    if config.full and config.lora != LoraConfig():
+        raise InputError("`--lora.*` must not be set with `--full`: there is no adapter. Drop one of them.")
+    if config.adapter is not None and dataclasses.replace(config.lora, dropout=0.0) != LoraConfig():
+        raise InputError(
+            "`--lora.rank`, `alpha`, `targets` and `variant` must not be set with `--adapter`: they come from "
+            f"{config.adapter}. Drop them, or start a fresh adapter."
+        )
+    if config.double_quant:
+        raise InputError("`--double-quant` must be off with `--quantize none`: nothing is quantised.")
+    kind = "full" if config.full else "adapter"
+    rate = LEARNING_RATE[kind] if config.learning_rate is None else config.learning_rate
+    # Keeping gate and up costs memory that a full run has no use for: there it is slower (measured on CPU).
+    remat = {"full": "qkv", "adapter": "mlp"}[kind] if config.remat == "auto" else config.remat
+    return dataclasses.replace(config, learning_rate=rate, remat=remat)

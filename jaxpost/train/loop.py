@@ -1,0 +1,78 @@
+"""The loop: batch n, step n, record n, until the last."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from jaxpost.train.metrics import Rate, record
+from jaxpost.train.state import TrainState
+
+Batch = Mapping[str, Any]
+NextBatch = Callable[[int], tuple[Batch, Mapping[str, Any]]]  # step -> batch, what the host knows of it
+RunStep = Callable[[TrainState, Any, Batch], tuple[TrainState, dict[str, Any]]]
+
+
+class Diverged(RuntimeError):
+    """Too many steps in a row had a loss or gradient that is not finite."""
+
+
+def train(
+    state: TrainState,
+    frozen: Any,
+    next_batch: NextBatch,
+    run_step: RunStep,
+    *,
+    steps: int,
+    learning_rate: Callable[[int], float],
+    max_skipped_steps: int,
+    report: Callable[[dict[str, Any]], None],
+) -> TrainState:
+    """Runs steps `state.step` to `steps` and reports each; batch n + 1 is made while the device works on step n.
+
+    Args:
+      next_batch: step n -> (device batch, host facts with "num_tokens" of this batch, "trained_tokens", "epoch").
+      learning_rate: the schedule, update number -> rate; the rate recorded is the one the step used.
+      max_skipped_steps: so many skipped in a row end the run.
+      report: gets each record, in order.
+
+    Raises:
+      Diverged: after `max_skipped_steps` in a row without an update.
+    """
+    rate, seen = Rate(), 0
+
+    def finish(step: int, device: Mapping[str, Any], host: Mapping[str, Any]) -> None:
+        nonlocal seen
+        device = jax.device_get(device)  # waits for the step
+        seen += host["num_tokens"]
+        made = {
+            "learning_rate": float(f"{learning_rate(int(device['updates'])):.7g}"),  # float32 has no more digits
+            "num_tokens": seen,
+            "tokens_per_s": round(rate(host["num_tokens"]), 1),
+        }
+        report(record(step, device, {**host, **made}))
+        if int(device["skipped"]) >= max_skipped_steps:
+            raise Diverged(
+                f"{max_skipped_steps} steps in a row up to step {step} gave a loss or gradient that is not finite; "
+                f"last loss {float(device['loss'])}. Lower `--learning-rate`."
+            )
+
+    start = int(state.step)
+    ready = next_batch(start) if start < steps else None
+    for step in range(start, steps):
+        assert ready is not None, "each step but the last makes the next one's batch"
+        batch, host = ready
+        state, device = run_step(state, frozen, batch)
+        ready = next_batch(step + 1) if step + 1 < steps else None
+        finish(step + 1, device, host)
+    return state
+
+
+def total_steps(steps: int | None, epochs: float, steps_per_epoch: int) -> int:
+    """How many steps a run takes: `steps` if given, else enough for `epochs`, a part of an epoch rounded up.
+
+    >>> total_steps(None, 1.5, 5)
+    8
+    """
+    return steps if steps is not None else math.ceil(epochs * steps_per_epoch)

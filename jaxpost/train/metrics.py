@@ -1,0 +1,63 @@
+"""What a run reports: one record a step, means weighted by what they are means of."""
+
+import json
+import math
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+
+def record(step: int, device: Mapping[str, Any], host: Mapping[str, Any]) -> dict[str, Any]:
+    """One line of `metrics.jsonl`: (sum, count) pairs become means, everything else a number."""
+    plain = {name: _number(value) for name, value in device.items() if name != "updates"}
+    return {"step": step, **plain, **host}
+
+
+def _number(value: Any) -> float | int | None:
+    """A JSON number; null where there is none, or none that JSON can write."""
+    if isinstance(value, tuple):
+        total, count = (float(part) for part in value)
+        return total / count if count else None
+    number = value.item()
+    return number if math.isfinite(number) else None
+
+
+def weighted_mean(records: Iterable[Mapping[str, Any]], name: str = "loss", weight: str = "trained_tokens") -> float:
+    """The mean over a window of steps, each step weighed by its trained tokens.
+
+    >>> weighted_mean([{"loss": 1.0, "trained_tokens": 3}, {"loss": 5.0, "trained_tokens": 1}])
+    2.0
+    """
+    pairs = [(r[name], r[weight]) for r in records if r[name] is not None]
+    total = sum(w for _, w in pairs)
+    return sum(value * w for value, w in pairs) / total if total else float("nan")
+
+
+class MetricsFile:
+    """Appends records to `metrics.jsonl`, one line each, flushed at once: a killed run keeps what it wrote."""
+
+    def __init__(self, path: Path):
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(values) + "\n")
+        self._file.flush()
+
+    def __enter__(self) -> "MetricsFile":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._file.close()
+
+
+class Rate:
+    """Tokens a second between two calls."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+
+    def __call__(self, tokens: int) -> float:
+        now = time.perf_counter()
+        seconds, self._last = now - self._last, now
+        return tokens / max(seconds, 1e-9)

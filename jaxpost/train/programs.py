@@ -1,0 +1,108 @@
+"""Programs compiled before step 0: what runs, what it costs in memory, and the largest micro-batch that fits."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import psutil
+from jax.sharding import Mesh
+
+from jaxpost.core.errors import InputError
+
+SHARE = 0.9  # of the memory that is free which a program may ask for
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes of one compiled program on one device, as the compiler counts them."""
+
+    argument_bytes: int
+    output_bytes: int
+    alias_bytes: int  # of outputs that take a donated argument's place
+    temp_bytes: int
+
+    @property
+    def peak_bytes(self) -> int:
+        return self.argument_bytes + self.new_bytes
+
+    @property
+    def new_bytes(self) -> int:
+        """Beyond the arguments, which are there already."""
+        return self.output_bytes - self.alias_bytes + self.temp_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """A jitted function with the shapes it will see: the same object is printed, compiled and run."""
+
+    function: Any  # of jax.jit
+    arguments: tuple[Any, ...]  # trees of arrays or ShapeDtypeStructs
+    mesh: Mesh | None = None
+
+    def compile(self) -> "Compiled":
+        with jax.set_mesh(self.mesh) if self.mesh else nullcontext():
+            executable = self.function.lower(*self.arguments).compile()
+        return Compiled(call=executable, memory=memory_of(executable))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """The executable of a program."""
+
+    call: Callable[..., Any]
+    memory: Memory
+
+
+def memory_of(executable: Any) -> Memory:
+    """What `memory_analysis()` of a compiled function says, in bytes."""
+    m = executable.memory_analysis()
+    return Memory(
+        argument_bytes=m.argument_size_in_bytes,
+        output_bytes=m.output_size_in_bytes,
+        alias_bytes=m.alias_size_in_bytes,
+        temp_bytes=m.temp_size_in_bytes,
+    )
+
+
+def free_bytes() -> int:
+    """Memory that a program may still take on one device: of the accelerator, or of the host where that is it."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    return psutil.virtual_memory().available // len(jax.local_devices())
+
+
+def compile_largest(
+    programs: Callable[[int], Mapping[Any, Program]], candidates: Sequence[int], free: int | None = None
+) -> tuple[int, dict[Any, Compiled]]:
+    """The first micro-batch size whose programs all fit, and those programs, compiled.
+
+    Args:
+      programs: micro-batch size -> the program of each bucket.
+      candidates: sizes to try, largest first.
+      free: bytes at hand, None asks the device.
+
+    Raises:
+      InputError: the smallest does not fit.
+    """
+    budget = int(SHARE * (free_bytes() if free is None else free))
+    needed = 0
+    for size in candidates:
+        compiled = {key: program.compile() for key, program in programs(size).items()}
+        needed = max(program.memory.new_bytes for program in compiled.values())
+        if needed <= budget:
+            return size, compiled
+    raise InputError(
+        f"a micro-batch of {candidates[-1]} needs {mebibytes(needed)} beyond the weights; {mebibytes(budget)} are "
+        "free. Lower `--max-length`, or train an adapter instead of `--full`."
+    )
+
+
+def mebibytes(count: int) -> str:
+    """
+    >>> mebibytes(3 * 2**20)
+    '3 MiB'
+    """
+    return f"{count / 2**20:,.0f} MiB"

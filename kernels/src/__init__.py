@@ -1,0 +1,1 @@
+"""jaxpost.kernels: hand-written accelerator kernels, each beside its plain `jax.numpy` twin."""

@@ -1,0 +1,1 @@
+open("JAXPOST_RAN_REMOTE_CODE", "w")

@@ -1,0 +1,137 @@
+"""Files and rows: what is read, and what is refused with its file and line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jaxpost.core.errors import InputError
+from jaxpost.data.rows import ChatRow, CompletionRow, TextRow, make_row
+from jaxpost.data.sources import read_rows
+
+CASES = Path(__file__).parents[1] / "cases"
+CHAT = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+
+
+def write(path, *rows):
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8"
+    )
+    return path
+
+
+def refusal(path):
+    with pytest.raises(InputError) as caught:
+        list(read_rows(path))
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_D02_bom_crlf_blank_lines_and_no_final_newline():
+    """Case D02: three rows; no byte-order mark and no carriage return in the texts.
+
+    Mutation: jaxpost/data/sources.py: `line.removeprefix(BOM) if number == 1 else line` -> `line`
+    """
+    rows = list(read_rows(CASES / "D02" / "data.jsonl"))
+    assert [row.text for row in rows] == ["the thing", "naïve ünï", "in the other"]
+    assert [row.source for row in rows] == [1, 2, 3]
+    assert [row.where.rpartition(" line ")[2] for row in rows] == ["1", "3", "5"]
+
+
+def test_rows_are_numbered_over_all_files_and_lines_within_each(tmp_path):
+    files = [write(tmp_path / name, {"text": "a"}, "", {"text": "b"}) for name in ("one.jsonl", "two.JSON")]
+    rows = list(read_rows([*files]))
+    assert [row.source for row in rows] == [1, 2, 3, 4]
+    assert rows[3].where == f"{files[1]} line 3"
+
+
+def test_line_separators_inside_a_string_are_text(tmp_path):
+    text = "a\u2028b\u0085c\x0bd"
+    path = tmp_path / "data.jsonl"
+    path.write_text(json.dumps({"text": text}, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert [row.text for row in read_rows(path)] == [text]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"text": "a"', "column"),
+        ('{"text": "a"} {"text": "b"}', "extra data"),
+        ("plain words", "column 1"),
+        ('["a"]', "a list"),
+        ('"a"', "a string"),
+        ("null", "null"),
+        ('{"text": null}', '"text"'),
+        ('{"text": 5}', "a number"),
+        ('{"text": "\\ud800"}', "surrogate"),
+        ('{"conversations": []}', '"conversations"'),
+        ('{"prompts": "a", "completion": "b"}', 'Did you mean "prompt"?'),
+        ('{"prompt": "a"}', "`completion`"),
+        ('{"text": "a", "messages": [{"role": "user", "content": "b"}]}', "text, messages"),
+        ('{"prompt": "a", "completion": [{"role": "assistant", "content": "b"}]}', "a string"),
+        ('{"messages": "a"}', "a string"),
+        ('{"messages": ["a"]}', "`messages[0]`"),
+        ('{"messages": [{"from": "human", "value": "a"}]}', 'Rename "from"'),
+        ('{"messages": [{"role": "user", "content": null}]}', "null"),
+        ('{"messages": [{"role": "user", "content": 5}]}', "a number"),
+        ('{"messages": [], "tools": "search"}', "`tools`"),
+        ('{"messages": [], "tools": {"name": "search"}}', "an object"),
+        ('{"messages": [], "tools": ["search"]}', "tool objects"),
+        ('{"messages": [], "chat_template_kwargs": "x"}', "`chat_template_kwargs`"),
+        ('{"messages": [], "chat_template_kwargs": {"add_generation_prompt": true}}', "`add_generation_prompt`"),
+        ('{"text": "a", "tools": [{"name": "search"}]}', "`tools`"),
+        ("[" * 100_000, "recursion"),
+        ('{"text": ' + "9" * 5000 + "}", "digits"),
+    ],
+)
+def test_a_broken_row_is_named_by_file_and_line(tmp_path, line, said):
+    path = write(tmp_path / "data.jsonl", {"text": "good"}, "", line, {"text": "good"})
+    message = refusal(path)
+    assert f"{path} line 3" in message and said in message
+    assert len(message) < 500
+
+
+def test_bytes_that_are_not_utf8_are_named_by_file_and_line(tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(b'{"text": "a"}\n{"text": "caf\xe9"}\n')
+    assert "0xe9" in refusal(path) and "line 2" in refusal(path)
+    path.write_text('{"text": "a"}\n', encoding="utf-16")
+    assert "line 1" in refusal(path) and "UTF-8" in refusal(path)
+
+
+@pytest.mark.parametrize("name", ["data.csv", "data.parquet", "data.jsonl.gz", "data"])
+def test_other_kinds_of_file_are_refused_before_reading(tmp_path, name):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(InputError, match=r"\.jsonl"):
+        read_rows(tmp_path / name)
+
+
+def test_a_missing_file_and_a_folder_are_refused_before_reading(tmp_path):
+    with pytest.raises(InputError, match="exists"):
+        read_rows([write(tmp_path / "a.jsonl", {"text": "a"}), tmp_path / "none.jsonl"])
+    with pytest.raises(InputError, match="folder"):
+        read_rows(tmp_path)
+
+
+def test_forms():
+    assert make_row({"text": "a", "label": 3, "messages": None}, source=1, where="x") == TextRow(
+        source=1, where="x", text="a"
+    )
+    strings = make_row({"prompt": "a", "completion": ""}, source=2, where="x")
+    assert strings == CompletionRow(source=2, where="x", prompt="a", completion="")
+    lists = make_row({"prompt": CHAT, "completion": CHAT[1:], "chat_template_kwargs": {"a": 1}}, source=3, where="x")
+    assert lists == ChatRow(source=3, where="x", messages=[*CHAT, CHAT[1]], trained_from=2, template_kwargs={"a": 1})
+
+
+def test_D14_empty_tools_are_no_tools():
+    """Case D14: an empty list, null, their JSON and an absent column are all no tools; a list or its JSON is one.
+
+    Mutation: jaxpost/data/rows.py: `if value is None or value == []:` -> `if value is None:`
+    """
+    rows = list(read_rows(CASES / "D14" / "data.jsonl"))
+    assert [row.tools for row in rows] == [None] * 5
+    tool = {"type": "function", "function": {"name": "search"}}
+    for value in ([tool], json.dumps([tool])):
+        assert make_row({"messages": CHAT, "tools": value}, source=1, where="x").tools == [tool]
+    assert make_row({"messages": CHAT, "tools": " "}, source=1, where="x").tools is None
