@@ -1,12 +1,13 @@
 """The `jaxpost` command: finds the recipe of a command and turns errors into one line and an exit status."""
 
 import importlib
+import os
 import sys
 import traceback
 from collections.abc import Sequence
 
 import jaxpost
-from jaxpost.core.errors import InputError, suggestion
+from jaxpost.core.errors import InputError, RunError, suggestion
 
 # command -> (module:function, what it does). Imported when called: `--help` must not load jax.
 COMMANDS = {
@@ -18,11 +19,13 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; the exit status is 0 done, 1 a run that failed, 2 a usage or input error, 130 Ctrl-C."""
+    # transformers says on stderr that it found no PyTorch; it is not needed here.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))
-    except InputError as error:
+    except (InputError, RunError) as error:
         print(f"jaxpost: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, InputError) else 1
     except KeyboardInterrupt:
         print("jaxpost: interrupted", file=sys.stderr)
         return 130

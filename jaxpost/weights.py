@@ -54,8 +54,8 @@ def embed(tokens: Int[Array, " *batch"], w: AnyWeight, dtype: Any = None) -> Flo
     return w.at[tokens].get(mode="fill", fill_value=jnp.nan).astype(dtype or w.dtype)
 
 
-def materialize(w: AnyWeight, dtype: Any) -> Float[Array, " out in"]:
-    """The matrix that `w` stands for, [out, in] in `dtype`."""
+def materialize(w: AnyWeight, dtype: Any) -> Float[Array, " *stack out in"]:
+    """The matrix (or stack of matrices) that `w` stands for, [*stack, out, in] in `dtype`."""
     return w.materialize(dtype) if isinstance(w, Weight) else w.astype(dtype)
 
 

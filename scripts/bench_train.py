@@ -25,6 +25,7 @@ import jaxpost
 from jaxpost.objectives import adapter_policy, full_policy, sft
 from jaxpost.recipes.sft_config import SftConfig, resolve
 from jaxpost.train import adamw
+from jaxpost.train.programs import Program
 
 TEXTS = 3000  # of the corpus
 SEPARATOR = 2  # id after each text
@@ -61,10 +62,11 @@ def run(args: argparse.Namespace, blocks: np.ndarray) -> dict[str, Any]:
     step = jaxpost.make_step(sft(config, policy, remat=options.remat), optimizer, max_grad_norm=None)
     state = jaxpost.init_state(trainable, optimizer, args.seed)
     del trainable, model  # the step takes the state's memory for the next one
-    losses, seconds = [], []
+    losses, seconds, compiled = [], [], None
     for batch in batches(blocks, args.batch):
         start = time.perf_counter()
-        state, metrics = step(state, frozen, batch)
+        compiled = compiled or Program(function=step, arguments=(state, frozen, batch)).compile()
+        state, metrics = compiled.call(state, frozen, batch)
         losses.append(float(metrics["loss"]))  # waits for the step
         jax.block_until_ready(state)
         seconds.append(time.perf_counter() - start)

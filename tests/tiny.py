@@ -23,7 +23,7 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
-_COMMON = {
+COMMON = {
     "vocab_size": 288,
     "hidden_size": 36,
     "intermediate_size": 56,
@@ -104,7 +104,7 @@ def make(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    old = {**_COMMON, **FAMILIES[family], **overrides}
+    old = {**COMMON, **FAMILIES[family], **overrides}
     kind = dtype if callable(dtype) else lambda _: dtype
     weights = {name: w.astype(_numpy_dtype(kind(name))) for name, w in tensors(old, family, seed).items()}
     write_weights(folder, weights, shards)

@@ -86,6 +86,6 @@ def _matchers(targets: str | tuple[str, ...]) -> list[tuple[str, Callable[[str],
             raise InputError(f"`lora.targets` must be a valid pattern after `re:`; got {targets!r}: {error}.") from None
         return [(targets, lambda name: pattern.fullmatch(name) is not None)]
     listed = [t.strip() for t in (targets.split(",") if isinstance(targets, str) else targets)]
-    if not all(listed):
+    if not listed or not all(listed):
         raise InputError(f"`lora.targets` must be all-linear, re:PATTERN or names joined by commas; got {targets!r}.")
     return [(t, lambda name, t=t: name == t or name.endswith("." + t)) for t in listed]

@@ -1,4 +1,4 @@
-"""The one exception that is a message for the user, and the helper that suggests a spelling."""
+"""The exceptions that are messages for the user, and the helper that suggests a spelling."""
 
 import difflib
 from collections.abc import Iterable
@@ -8,6 +8,13 @@ class InputError(ValueError):
     """The user's input or usage is wrong: one line that says what, where, got, expected, what to do.
 
     The command line prints the message on one line of stderr and exits with status 2.
+    """
+
+
+class RunError(RuntimeError):
+    """A run failed, and the message says in one line why: no fault of the input, none of the program.
+
+    The command line prints the message on one line of stderr and exits with status 1.
     """
 
 

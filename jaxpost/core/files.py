@@ -73,6 +73,10 @@ def refuse_existing(path: str | Path, name: str = "--output") -> None:
         raise InputError(f"`{name}` must be a new or empty folder; got {path}, which is not empty. Choose another.")
     if path.exists() and not path.is_dir():
         raise InputError(f"`{name}` must be a new or empty folder; got the file {path}. Choose another.")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        problem = "may not be written" if above.is_dir() else "is a file"
+        raise InputError(f"`{name}` must be a folder that can be made; got {path}, but {above} {problem}. Choose another.")
 
 
 def read_json(path: str | Path) -> Any:

@@ -205,7 +205,7 @@ def _pass_backward(static: _Static, saved: Any, cotangents: tuple[dict, dict]) -
     given = {name: ct for name, ct in cotangents[0].items() if not isinstance(ct, SymbolicZero)}
     if isinstance(saved, dict):  # a frozen head: rows of the gradients made in the forward pass, scaled
         parts = [saved[name] * ct[..., None].astype(saved[name].dtype) for name, ct in given.items()]
-        return sum(parts[1:], parts[0]), None, None, None, None
+        return sum(parts[1:], parts[0]) if parts else None, None, None, None, None
     chunks, weight, bias = saved
     return *_recompute(static, chunks, weight, bias, given), None, None
 

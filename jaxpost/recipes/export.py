@@ -13,8 +13,8 @@ import numpy as np
 from jaxpost.adapters import Adapters, bind, delta_norms, merge
 from jaxpost.adapters.targets import module_names, stages_of
 from jaxpost.core.config import load_config, option
-from jaxpost.core.errors import InputError
-from jaxpost.core.files import new_folder
+from jaxpost.core.errors import InputError, RunError
+from jaxpost.core.files import new_folder, refuse_existing
 from jaxpost.hub.checkpoint import load
 from jaxpost.hub.model import Model
 from jaxpost.hub.peft import load_adapter
@@ -51,6 +51,8 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command on its arguments; 0 when the folder is there."""
     config = load_config(ExportConfig, argv, command="export", about=ABOUT)
     changes, difference = export(config)
+    for change in changes:
+        print(f"{change.module}: norm of the change {change.delta_norm:.4g}")
     largest = max(changes, key=lambda change: change.delta_norm)
     print(f"{config.output}: {len(changes)} weights changed, most {largest.module} (norm {largest.delta_norm:.4g})")
     print(f"reloaded: largest difference of logits {difference:.2e} of the largest logit", file=sys.stderr)
@@ -66,8 +68,9 @@ def export(config: ExportConfig) -> tuple[list[Change], float]:
 
     Raises:
       InputError: an adapter that does not fit the base, or a tensor of it that changes nothing.
-      RuntimeError: the written folder does not give the logits of base plus adapter.
+      RunError: the written folder does not give the logits of base plus adapter.
     """
+    refuse_existing(config.output)
     model = load(config.model)
     adapters = load_adapter(config.adapter, model)
     changes = account(model, adapters)
@@ -112,7 +115,7 @@ def compare(model: Model, adapters: Adapters, folder: Path) -> float:
     difference = float(jnp.max(jnp.abs(got - want)) / jnp.max(jnp.abs(want)))
     narrowest = min((jnp.finfo(name).bits, name) for name in set(merged.checkpoint_dtypes.values()))[1]
     if not difference <= TOLERANCE[narrowest]:
-        raise RuntimeError(
+        raise RunError(
             f"the merged folder must give the logits of base plus adapter within {TOLERANCE[narrowest]} "
             f"({narrowest}); the largest difference is {difference:.2e}. Nothing was written."
         )

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from jaxpost.adapters import Adapters, delta_norms, init, num_parameters
 from jaxpost.core.config import dump_config, load_config
-from jaxpost.core.errors import InputError
+from jaxpost.core.errors import InputError, RunError
 from jaxpost.core.files import fill_folder, refuse_existing, write_file
 from jaxpost.core.progress import progress
 from jaxpost.data.batches import BatchPlan
@@ -61,7 +61,6 @@ def run(config: SftConfig) -> Path:
         vocab_size=model.config.vocab_size,
         stop_ids=model.stop_ids,
     )
-    say(str(encoded.counts))
     plan = BatchPlan(
         examples=encoded.examples,
         batch_size=config.batch_size,
@@ -73,7 +72,9 @@ def run(config: SftConfig) -> Path:
     steps = total_steps(config.steps, config.epochs, plan.steps_per_epoch)
     rate = schedule(config.schedule, config.learning_rate or 0.0, steps, config.warmup_ratio)
     optimizer = adamw(rate, weight_decay=config.weight_decay)
+    sizes = _micro_batch_sizes(config, mesh)
     trainable, frozen, spec = _start(config, model)
+    say(str(encoded.counts))  # nothing is said before the last refusal of an option: that is one line
     say(parameter_line(model, trainable, spec))
     objective = sft(
         model.config,
@@ -89,7 +90,7 @@ def run(config: SftConfig) -> Path:
     places = None if mesh is None else tree_shardings(state, mesh, model.config.num_kv_heads)
     state = state if mesh is None else jax.device_put(state, places)
     step = make_step(objective, optimizer, max_grad_norm=config.max_grad_norm or None, state_shardings=places)
-    plan, compiled = _compile(config, plan, steps, step, state, frozen, mesh, say)
+    plan, compiled = _compile(sizes, plan, steps, step, state, frozen, mesh, say)
     records: list[dict[str, Any]] = []
     config.output.mkdir(parents=True, exist_ok=True)
     write_file(config.output / "run.yaml", dump_config(config))
@@ -111,7 +112,7 @@ def run(config: SftConfig) -> Path:
             report=report,
         )
     _save(config, model, state, spec)
-    say(f"{config.output}: {steps} steps, mean loss {weighted_mean(records):.4f}, last {records[-1]['loss']:.4f}")
+    say(f"{config.output}: {steps} steps, mean loss {weighted_mean(records):.4f}, last {weighted_mean(records[-1:]):.4f}")
     return config.output
 
 
@@ -150,7 +151,7 @@ def parameter_line(model: Model, trainable: Any, spec: Any) -> str:
 
 
 def _compile(
-    config: SftConfig,
+    sizes: Sequence[int],
     plan: BatchPlan,
     steps: int,
     step: Any,
@@ -168,7 +169,7 @@ def _compile(
             for bucket in sized.buckets(steps)
         }
 
-    micro, compiled = compile_largest(programs, _micro_batch_sizes(config, mesh))
+    micro, compiled = compile_largest(programs, sizes)
     for (accumulate, rows, length), program in compiled.items():
         m = program.memory
         say(
@@ -224,8 +225,9 @@ def _save(config: SftConfig, model: Model, state: TrainState, spec: Any) -> None
 
 
 def check_saved(saved: Adapters, read: Adapters) -> None:
-    """RuntimeError unless an adapter read again gives the same numbers for every layer that it adapts."""
-    want, got = delta_norms(saved), delta_norms(read)
+    """RunError unless an adapter read again gives the same numbers for every layer that it adapts."""
+    # On the host: what is cut over a mesh is added in another order.
+    want, got = (delta_norms(jax.device_get(adapters)) for adapters in (saved, read))
     same = want.keys() == got.keys() and all(jnp.array_equal(want[path], got[path]) for path in want)
     if not same:
-        raise RuntimeError("the adapter that was written is not the one that was trained; nothing was kept.")
+        raise RunError("the adapter that was written is not the one that was trained; nothing was kept.")

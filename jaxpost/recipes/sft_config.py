@@ -53,7 +53,7 @@ class SftConfig:
         "auto", "what the backward pass keeps of each layer; full recomputes all"
     )
     mesh: str | None = option(None, "data=..,fsdp=..,tensor=..; none puts all devices on fsdp")
-    seed: int = option(0, "of order, adapter and dropout", range="[0, inf)")
+    seed: int = option(0, "of order, adapter and dropout", range="[0, 4294967295]")
 
 
 LEARNING_RATE = {"adapter": 2e-4, "full": 2e-5}

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from jaxpost.core.errors import RunError
 from jaxpost.train.metrics import Rate, record
 from jaxpost.train.state import TrainState
 
@@ -14,8 +15,8 @@ NextBatch = Callable[[int], tuple[Batch, Mapping[str, Any]]]  # step -> batch, w
 RunStep = Callable[[TrainState, Any, Batch], tuple[TrainState, dict[str, Any]]]
 
 
-class Diverged(RuntimeError):
-    """Too many steps in a row had a loss or gradient that is not finite."""
+class Diverged(RunError):
+    """Too many steps in a row, or all of them, had a loss or gradient that is not finite."""
 
 
 def train(
@@ -38,7 +39,7 @@ def train(
       report: gets each record, in order.
 
     Raises:
-      Diverged: after `max_skipped_steps` in a row without an update.
+      Diverged: after `max_skipped_steps` in a row without an update, or at the end of a run that made none.
     """
     rate, seen = Rate(), 0
 
@@ -58,7 +59,7 @@ def train(
                 f"last loss {float(device['loss'])}. Lower `--learning-rate`."
             )
 
-    start = int(state.step)
+    start, updates = int(state.step), int(state.updates)
     ready = next_batch(start) if start < steps else None
     for step in range(start, steps):
         assert ready is not None, "each step but the last makes the next one's batch"
@@ -66,6 +67,11 @@ def train(
         state, device = run_step(state, frozen, batch)
         ready = next_batch(step + 1) if step + 1 < steps else None
         finish(step + 1, device, host)
+    if start < steps and int(state.updates) == updates:
+        raise Diverged(
+            f"none of the {steps - start} steps gave a finite loss and gradient, so nothing was trained. "
+            "Look for values in the checkpoint that are not finite, or try `--dtype float32`."
+        )
     return state
 
 

@@ -18,8 +18,9 @@ def _number(value: Any) -> float | int | None:
     """A JSON number; null where there is none, or none that JSON can write."""
     if isinstance(value, tuple):
         total, count = (float(part) for part in value)
-        return total / count if count else None
-    number = value.item()
+        number = total / count if count else math.nan
+    else:
+        number = value.item()
     return number if math.isfinite(number) else None
 
 

@@ -12,6 +12,8 @@ from jax.sharding import Mesh
 from jaxpost.core.errors import InputError
 
 SHARE = 0.9  # of the memory that is free which a program may ask for
+# XLA:CPU of JAX 0.10.2 otherwise starts independent collectives in another order on each device: some programs hang.
+COLLECTIVES_IN_ORDER = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +44,10 @@ class Program:
     mesh: Mesh | None = None
 
     def compile(self) -> "Compiled":
+        on_cpus = self.mesh is not None and self.mesh.devices.flat[0].platform == "cpu"
         with jax.set_mesh(self.mesh) if self.mesh else nullcontext():
-            executable = self.function.lower(*self.arguments).compile()
+            lowered = self.function.lower(*self.arguments)
+            executable = lowered.compile(compiler_options=COLLECTIVES_IN_ORDER if on_cpus else None)
         return Compiled(call=executable, memory=memory_of(executable))
 
 
@@ -88,15 +92,21 @@ def compile_largest(
       InputError: the smallest does not fit.
     """
     budget = int(SHARE * (free_bytes() if free is None else free))
-    needed = 0
+    needed = "more memory than there is"
     for size in candidates:
-        compiled = {key: program.compile() for key, program in programs(size).items()}
-        needed = max(program.memory.new_bytes for program in compiled.values())
-        if needed <= budget:
+        try:
+            compiled = {key: program.compile() for key, program in programs(size).items()}
+        except jax.errors.JaxRuntimeError as error:  # accelerators' compilers refuse what cannot fit
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            continue
+        most = max(program.memory.new_bytes for program in compiled.values())
+        if most <= budget:
             return size, compiled
+        needed = f"{mebibytes(most)} beyond the weights"
     raise InputError(
-        f"a micro-batch of {candidates[-1]} needs {mebibytes(needed)} beyond the weights; {mebibytes(budget)} are "
-        "free. Lower `--max-length`, or train an adapter instead of `--full`."
+        f"a micro-batch of {candidates[-1]} needs {needed}; {mebibytes(budget)} are free. Lower `--max-length`, "
+        "or train an adapter instead of `--full`."
     )
 
 

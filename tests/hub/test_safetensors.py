@@ -120,7 +120,11 @@ def test_J15_the_same_tensor_in_two_shards_is_refused(tmp_path):
     tensors = load_file(second)
     again = load_file(tmp_path / "model-00001-of-00002.safetensors")["model.embed_tokens.weight"]
     save_file({**tensors, "model.embed_tokens.weight": again}, second)
-    refused(lambda: open_folder(tmp_path), "model.embed_tokens.weight", "model-00001", "model-00002")
+    refused(lambda: open_folder(tmp_path), "model.embed_tokens.weight", "one shard", "model-00001", "model-00002")
+    index = json.loads((tmp_path / INDEX).read_text())
+    index["weight_map"]["model.embed_tokens.weight"] = second.name  # whichever of the two the index names
+    (tmp_path / INDEX).write_text(json.dumps(index))
+    refused(lambda: open_folder(tmp_path), "model.embed_tokens.weight", "one shard")
 
 
 def test_an_index_that_names_another_file_is_refused(tmp_path):

@@ -15,7 +15,7 @@ CASES = Path(__file__).resolve().parents[1] / "cases"
 
 def hf(family="llama", spelling=4, **overrides):
     """config.json of a tiny model; an override of `...` takes the key out."""
-    old = {**tiny._COMMON, **tiny.FAMILIES[family], **overrides}
+    old = {**tiny.COMMON, **tiny.FAMILIES[family], **overrides}
     config = tiny.config(family, spelling, "float32", {k: v for k, v in old.items() if v is not ...})
     return config
 

@@ -47,8 +47,7 @@ def arrays(seed, dtype=jnp.float32):
     return hidden, head, bias, targets, scored, cotangents
 
 
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("options", [{}, {"softcap": 1.5, "logit_scale": 0.3}])
+@pytest.mark.parametrize(("seed", "options"), [(0, {}), (1, {"softcap": 1.5, "logit_scale": 0.3})])
 def test_every_statistic_and_metric(seed, options):
     hidden, head, bias, targets, scored, _ = arrays(seed)
     asked = {"stats": ("logp", "logsumexp"), "metrics": METRICS, "chunk": 5}
@@ -93,14 +92,14 @@ def test_S5_chunked_is_whole(options):
         stats = over_vocab(hidden, head, targets, scored, bias=bias, stats=STATS, chunk=chunk, **options)
         return weighted(stats, scored, cotangents)
 
-    for chunk in (4, 7, None):
+    for chunk in (4, None):
         run = jax.jit(jax.value_and_grad(functools.partial(value, chunk=chunk), argnums=(0, 1, 2)))
         found, gradients = run(hidden, head, bias)
         assert_near(found, value64(0, given[0]), FLOAT32_CPU["same_maths"])
         assert_near(gradients, want, FLOAT32_CPU["same_maths"])
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 14, 1000])
+@pytest.mark.parametrize("chunk", [3, 1000])
 def test_S5_a_frozen_head_gives_the_same_hidden_gradient(chunk):
     """Made in the forward pass, where a trained head's is made in the backward pass; each statistic by itself too.
 
@@ -113,13 +112,12 @@ def test_S5_a_frozen_head_gives_the_same_hidden_gradient(chunk):
         return weighted({name: stats[name] for name in names}, scored, cotangents)
 
     @jax.jit
-    def both(hidden, head):
-        return [
-            (jax.grad(functools.partial(value, n))(hidden, head), jax.grad(functools.partial(value, n), 1)(hidden, head))
-            for n in (STATS, *((name,) for name in STATS))
-        ], [jax.grad(functools.partial(value, n), (0, 1))(hidden, head) for n in (STATS, *((name,) for name in STATS))]
+    def each(hidden, head):
+        one = {names: functools.partial(value, names) for names in (STATS, ("entropy",))}
+        apart = {names: (jax.grad(f)(hidden, head), jax.grad(f, 1)(hidden, head)) for names, f in one.items()}
+        return apart, {names: jax.grad(f, (0, 1))(hidden, head) for names, f in one.items()}
 
-    apart, together = both(hidden, head)
+    apart, together = each(hidden, head)
     assert_near(apart, together, FLOAT32_CPU["same_maths"])
 
 

@@ -1,0 +1,116 @@
+"""Runs of the recipes in this process, kept: what two tests ask for alike is run once."""
+
+import contextlib
+import functools
+import io
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import tiny
+from safetensors.numpy import load_file
+
+from jaxpost import cli
+from jaxpost.recipes import sft as recipe
+
+# The smallest run that shows everything: four steps of two packed rows, into the second epoch.
+SMALL = ("--steps", "4", "--batch-size", "2", "--max-length", "64", "--dtype", "float32")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a command left behind. Nobody writes into `out`."""
+
+    status: int
+    out: Path
+    stdout: str
+    stderr: str
+    compiled: Mapping[Any, Any]  # bucket -> jaxpost.train.programs.Compiled
+
+    @functools.cached_property
+    def records(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+    @functools.cached_property
+    def weights(self) -> dict[str, np.ndarray]:
+        """Every tensor of the output folder by name."""
+        return {name: t for file in sorted(self.out.glob("*.safetensors")) for name, t in load_file(file).items()}
+
+    @property
+    def buckets(self) -> list[tuple[int, int, int]]:
+        return list(self.compiled)
+
+    @property
+    def temp_bytes(self) -> int:
+        return sum(program.memory.temp_bytes for program in self.compiled.values())
+
+    def column(self, name: str) -> list[Any]:
+        return [record[name] for record in self.records]
+
+    def digest(self) -> dict[str, bytes]:
+        """The tensors, bit by bit."""
+        return {name: t.tobytes() for name, t in self.weights.items()}
+
+
+def run_command(out: Path, argv: tuple[str, ...]) -> Run:
+    """Runs `jaxpost ARGV --output OUT`, with the programs that it compiled."""
+    compiled: dict[Any, Any] = {}
+
+    def spy(*arguments: Any) -> Any:
+        size, programs = original(*arguments)
+        compiled.update(programs)
+        return size, programs
+
+    original = recipe.compile_largest
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with mock.patch.object(recipe, "compile_largest", spy):
+        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+            status = cli.main([*argv, "--output", str(out)])
+    return Run(status=status, out=out, stdout=stdout.getvalue(), stderr=stderr.getvalue(), compiled=compiled)
+
+
+def write_rows(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def rows(tmp_path_factory) -> Path:
+    """Ten rows of every kind, of very different lengths; one is longer than 64 tokens."""
+    chat = lambda n: [  # noqa: E731
+        {"role": "user", "content": "ask " * n},
+        {"role": "assistant", "content": "answer " * n},
+    ]
+    made: list[Any] = [{"prompt": f"q{i} ", "completion": "word " * (1 + i)} for i in range(5)]
+    made += [{"text": "the other thing " * n} for n in (1, 2, 3)]
+    made += [{"messages": chat(1)}, {"text": "0123456789 " * 8}]
+    return write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl", made)
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory) -> Callable[..., Path]:
+    """Checkpoints by their settings, each made once."""
+
+    @functools.cache
+    def make(family: str = "llama", **settings: Any) -> Path:
+        return tiny.make(tmp_path_factory.mktemp("model"), family, **{"num_hidden_layers": 2, **settings})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def sft(tmp_path_factory, rows, models) -> Callable[..., Run]:
+    """`sft(*flags)`: the run of `jaxpost sft` on the small model and rows; `base` are the flags that come first."""
+
+    @functools.cache
+    def run(*flags: str, base: tuple[str, ...] = SMALL) -> Run:
+        model = () if "--model" in flags else ("--model", str(models()))
+        data = () if "--data" in flags else ("--data", str(rows))
+        return run_command(tmp_path_factory.mktemp("sft") / "out", ("sft", *model, *data, *base, *flags))
+
+    return run
