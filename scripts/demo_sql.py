@@ -111,6 +111,7 @@ def main() -> None:
         batch_size=4,
         max_length=MAX_LENGTH,
         learning_rate=1e-3,
+        schedule="constant",
         seed=args.seed,
     )
     run(resolve(config))

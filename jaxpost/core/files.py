@@ -76,7 +76,7 @@ def refuse_existing(path: str | Path, name: str = "--output") -> None:
     above = next(folder for folder in path.absolute().parents if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         problem = "may not be written" if above.is_dir() else "is a file"
-        raise InputError(f"`{name}` must be a folder that can be made; got {path}, but {above} {problem}. Choose another.")
+        raise InputError(f"`{name}` must be a folder that can be made; got {path}, but {above} {problem}.")
 
 
 def read_json(path: str | Path) -> Any:

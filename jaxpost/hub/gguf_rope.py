@@ -57,7 +57,7 @@ def llama3_factors(head_dim: int, theta: float, factor: float) -> np.ndarray:
     """`[head_dim / 2]` divisors of the rotary frequencies: 1 for short wavelengths, `factor` for long, smooth between.
 
     >>> llama3_factors(8, 500000.0, 8.0).round(3).tolist()
-    [1.0, 1.0, 2.53, 8.0]
+    [1.0, 1.0, 2.695, 8.0]
     """
     frequencies = theta ** -(np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
     turns = LLAMA3_CONTEXT * frequencies / (2 * math.pi)  # in the original context

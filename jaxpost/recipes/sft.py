@@ -112,7 +112,8 @@ def run(config: SftConfig) -> Path:
             report=report,
         )
     _save(config, model, state, spec)
-    say(f"{config.output}: {steps} steps, mean loss {weighted_mean(records):.4f}, last {weighted_mean(records[-1:]):.4f}")
+    mean, last = weighted_mean(records), weighted_mean(records[-1:])
+    say(f"{config.output}: {steps} steps, mean loss {mean:.4f}, last {last:.4f}")
     return config.output
 
 
@@ -139,6 +140,8 @@ def _start(config: SftConfig, model: Model) -> tuple[Any, Any, Any]:
         adapters = Adapters(loaded.factors, spec)
     else:
         adapters = init(jax.random.key(config.seed), model, **options)
+        if outside := [path for path in adapters.factors if not path.startswith("layers/")]:
+            raise InputError(f"`--lora.targets` must be inside the layers; got {outside[0]}. Leave it out.")
     return adapters.factors, {"params": model.params, "spec": adapters.spec}, adapters.spec
 
 

@@ -1,5 +1,7 @@
 """Programs compiled before step 0: what runs, what it costs in memory, and the largest micro-batch that fits."""
 
+import ctypes
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -48,6 +50,7 @@ class Program:
         with jax.set_mesh(self.mesh) if self.mesh else nullcontext():
             lowered = self.function.lower(*self.arguments)
             executable = lowered.compile(compiler_options=COLLECTIVES_IN_ORDER if on_cpus else None)
+        _trim_heap()
         return Compiled(call=executable, memory=memory_of(executable))
 
 
@@ -57,6 +60,13 @@ class Compiled:
 
     call: Callable[..., Any]
     memory: Memory
+
+
+def _trim_heap() -> None:
+    """Gives back to the system what the compiler has freed: glibc keeps about 250 MB of it otherwise (measured)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def memory_of(executable: Any) -> Memory:

@@ -41,7 +41,7 @@ def encode_chat(tokenizer, **columns):
 
 @pytest.mark.parametrize("regex", ["", "gpt2", "llama3"])
 @pytest.mark.parametrize("seed", range(3))
-def test_D1_ids_and_mask_equal_those_of_transformers(regex, seed):
+def test_ids_and_mask_equal_those_of_transformers(regex, seed):
     """Where offsets are not trimmed transformers' own assistant mask is right, and ours is the same."""
     draw = random.Random(seed)
     tokenizer = toys.toy(toys.TAGGED, regex=regex)
@@ -59,7 +59,7 @@ def shipped_and_tagged():
 
 
 @pytest.mark.parametrize("name", shipped_and_tagged())
-def test_D1_D16_real_templates_by_tags_and_by_prefixes(name):
+def test_D16_real_templates_by_tags_and_by_prefixes(name):
     """Templates as models ship them, beside the twins with tags that TRL trains with: where prefixes are accepted, they
     give the same spans as the tags; the ids are those of transformers in any case."""
     draw = random.Random(0)

@@ -196,7 +196,9 @@ def test_S1_the_micro_batch_changes_the_bucket_and_no_loss(sft):
 def test_targets_select_modules(value, selected, sft):
     run = sft("--lora.targets", value)
     layers = (1,) if value.startswith("re:") else (0, 1)
-    expected = {f"base_model.model.model.layers.{i}.{m}.lora_{f}.weight" for i in layers for m in selected for f in "AB"}
+    expected = {
+        f"base_model.model.model.layers.{i}.{m}.lora_{f}.weight" for i in layers for m in selected for f in "AB"
+    }
     assert set(run.weights) == expected
     factors = sum(weight.size for weight in run.weights.values())
     assert f"trainable params: {factors:,} || all params: " in run.stderr

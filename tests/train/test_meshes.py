@@ -81,8 +81,7 @@ def spread(data, mesh):
     }
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2)], ids=["8x1x1", "2x2x2"])
-def test_S3_devices_share_one_token_mean(shape):
+def test_S3_devices_share_one_token_mean():
     """Rows of unequal length: the loss is the mean over all tokens of the global batch, micro-batches included.
 
     Mutation: jaxpost/objectives/sft.py: `values.sum() / jnp.maximum(totals["tokens"], 1.0)` -> `values.sum() / jnp.maximum(count, 1.0) / 2.0`
@@ -94,7 +93,7 @@ def test_S3_devices_share_one_token_mean(shape):
     logps = np.asarray(make_score(config, adapter_policy)(found.factors, frozen, rows)["logp"], np.float64)
     counts = rows["loss_mask"].sum(1)
     assert counts.max() >= 3 * counts.min()
-    mesh, state = make_mesh(shape), init_state(found.factors, optimizer)
+    mesh, state = make_mesh((2, 2, 2)), init_state(found.factors, optimizer)
     places = tree_shardings(state, mesh, config.num_kv_heads)
     step = make_step(sft(config, adapter_policy), optimizer, state_shardings=places)
     given = jax.device_put(state, places), placed(frozen, mesh, config), spread(batch(rows, 2), mesh)
