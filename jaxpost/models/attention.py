@@ -153,6 +153,9 @@ def _map(function: Callable, tile: Tile, *arrays: Array) -> Any:
 
 
 def _block(mask: MaskSpec, tile: Tile, index: Any, q: Array, k: Array, v: Array) -> _Block:
+    # The barrier ties the mask to q: known without it, JAX would make the masks of all blocks before the layers and
+    # keep them for the backward pass, T x T bytes for each row of the batch and head of a group.
+    index, q = jax.lax.optimization_barrier((index, q))
     queries = tile.start + index * tile.size + jnp.arange(tile.size)
     keys = slice(tile.first_key, tile.stop)
     return _Block(q, k[:, :, keys], v[:, :, keys], _visible(mask, queries, tile.first_key, tile.stop))

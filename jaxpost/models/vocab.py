@@ -123,7 +123,8 @@ def _measure(static: _Static, z: Float[Array, " S C V"], targets: Int[Array, " S
     found: dict[str, Array] = {"logp": target - lse, "logsumexp": lse}
     asked = static.stats + static.metrics
     if "entropy" in asked:
-        found["entropy"] = lse - (exp * z).sum(-1) / total
+        # A dot: XLA:CPU makes the sum of this product in a scalar loop, 20 times slower (a tenth of a whole step).
+        found["entropy"] = lse - jnp.einsum("scv,scv->sc", exp, z) / total
     if "correct" in asked:
         found["correct"] = (target >= top).astype(jnp.float32)
     if "top_entropy" in asked:
@@ -146,7 +147,7 @@ def _logit_gradient(static: _Static, z: Array, targets: Array, cotangents: dict[
         elif name == "logsumexp":
             d += ct[..., None] * p
         else:
-            entropy = -(p * log_p).sum(-1, keepdims=True)
+            entropy = -jnp.einsum("scv,scv->sc", p, log_p)[..., None]
             d -= ct[..., None] * p * (log_p + entropy)
     if static.softcap is not None:
         d *= 1.0 - (z / static.softcap) ** 2
