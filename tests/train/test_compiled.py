@@ -11,6 +11,7 @@ from decoders import GLOBAL, LOCAL, PLAIN, gemma, llama
 
 from jaxpost import adapters
 from jaxpost.adapters.targets import matrices
+from jaxpost.models.attention import BLOCK
 from jaxpost.models.config import abstract_params
 from jaxpost.models.vocab import CHUNK_ELEMENTS
 from jaxpost.objectives import adapter_policy, full_policy, sft
@@ -65,19 +66,21 @@ def test_memory_grows_with_the_length_and_not_its_square():
     """Temporaries of a LoRA step at T = 8192 are at most 2.2 times those at 4096.
 
     Mutation: jaxpost/models/attention.py: `BLOCK = 128  #` -> `BLOCK = 8192  #`
+    Mutation: jaxpost/models/attention.py: `index, q = jax.lax.optimization_barrier((index, q))` -> `index = index + 0`
     """
     short, long = (compiled(length).memory.temp_bytes for length in (4096, 8192))
     assert 0 < short and long <= 2.2 * short
 
 
-@pytest.mark.parametrize("length", [4096, 8192])
-def test_no_buffer_is_a_square_of_the_length(length):
-    """Not even a quarter of one.
+def test_no_buffer_is_a_square_of_the_length():
+    """Not even a sixteenth of one, a mask included; the largest is the scores of a block of queries of two heads.
 
     Mutation: jaxpost/models/attention.py: `BLOCK = 128  #` -> `BLOCK = 4096  #`
+    Mutation: jaxpost/models/attention.py: `index, q = jax.lax.optimization_barrier((index, q))` -> `index = index + 0`
     """
-    assert (1, length, HIDDEN) in shapes(length)  # the text is read
-    assert [dims for dims in shapes(length) if math.prod(n for n in dims if n != VOCAB) >= length * length // 4] == []
+    assert (1, 8192, HIDDEN) in shapes(8192)  # the text is read
+    sizes = [math.prod(dims) for dims in shapes(8192) if VOCAB not in dims]
+    assert max(sizes) == 2 * BLOCK * 8192 < 8192 * 8192 // 16
 
 
 def test_no_buffer_holds_all_logits():
@@ -86,8 +89,7 @@ def test_no_buffer_holds_all_logits():
     Mutation: jaxpost/models/vocab.py: `CHUNK_ELEMENTS = 2**22` -> `CHUNK_ELEMENTS = 2**25`
     """
     assert 8192 >= 4 * CHUNK
-    with_vocab = [math.prod(dims) // VOCAB for dims in shapes(8192) if VOCAB in dims]
-    assert max(with_vocab) == 2043 == 2**22 // VOCAB
+    assert max(math.prod(dims) for dims in shapes(8192) if VOCAB in dims) == CHUNK * VOCAB
 
 
 def heads_made(kind):
@@ -121,9 +123,8 @@ def test_only_the_state_is_donated():
     (state, frozen, batch), _ = made.function.lower(*made.arguments).args_info
     assert all(leaf.donated for leaf in jax.tree.leaves(state))
     assert not any(leaf.donated for leaf in jax.tree.leaves((frozen, batch)))
-    size = sum(
-        leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(made.arguments[0]) if leaf.dtype.kind in "fi"
-    )
+    leaves = [leaf for leaf in jax.tree.leaves(made.arguments[0]) if jnp.issubdtype(leaf.dtype, jnp.number)]
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
     assert size <= compiled(4096).memory.alias_bytes <= size + 64  # and the key
 
 
