@@ -53,8 +53,8 @@ def test_every_batch_once_in_order():
     assert all(r["tokens_per_s"] > 0 and r["trained_tokens"] == 5 for r in records)
 
 
-def test_a_record_is_fetched_while_the_next_step_runs():
-    """When batch n is asked for, at most n - 1 records are out: the device is never waited for without work."""
+def test_the_next_batch_is_made_before_the_step_is_waited_for():
+    """When batch n is asked for, record n is not out yet: the host works while the device does."""
     _, _, asked = run([0.0] * 8)
     assert [reported for _, reported in asked] == [0, 0, 1, 2, 3, 4, 5, 6]
 
@@ -114,6 +114,15 @@ def test_R2_the_run_stops_after_so_many_bad_steps_in_a_row(bad):
             report=records.append,
         )
     assert [r["skipped"] for r in records] == [0, 0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("values", [[np.nan], [np.nan, np.inf]])
+def test_a_run_without_any_update_is_a_failure(values):
+    """Fewer bad steps than end a run, but no good one: nothing was trained, and that is said."""
+    with pytest.raises(Diverged, match="nothing was trained"):
+        run(values)
+    done, _, _ = run([0.0, 0.0, np.nan])
+    assert int(done.updates) == 2
 
 
 @pytest.mark.parametrize(

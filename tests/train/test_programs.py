@@ -8,7 +8,16 @@ from jax.sharding import PartitionSpec as P
 from refusals import refused
 
 from jaxpost.sharding import make_mesh
-from jaxpost.train.programs import SHARE, Memory, Program, compile_largest, free_bytes, mebibytes, memory_of
+from jaxpost.train.programs import (
+    COLLECTIVES_IN_ORDER,
+    SHARE,
+    Memory,
+    Program,
+    compile_largest,
+    free_bytes,
+    mebibytes,
+    memory_of,
+)
 
 KIB = 1024
 
@@ -74,6 +83,51 @@ def test_too_little_memory_is_refused():
         lambda: compile_largest(lambda size: {0: product(size)}, [4, 2], free=100), "micro-batch of 2", "--max-length"
     )
     assert "MiB" in line
+
+
+class Refusing:
+    """A program whose compiler refuses it."""
+
+    def __init__(self, message):
+        self.message = message
+
+    def compile(self):
+        raise jax.errors.JaxRuntimeError(self.message)
+
+
+def test_a_compiler_that_is_out_of_memory_means_a_smaller_size():
+    """As accelerators' compilers refuse what cannot fit; any other failure is one."""
+    programs = lambda size: {0: Refusing("RESOURCE_EXHAUSTED: 80 GiB") if size > 2 else product(size)}  # noqa: E731
+    assert compile_largest(programs, [4, 2], free=2**30)[0] == 2
+    refused(lambda: compile_largest(programs, [8, 4], free=2**30), "micro-batch of 4", "--max-length")
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        compile_largest(lambda size: {0: Refusing("INTERNAL: no")}, [4], free=2**30)
+
+
+class Recording:
+    """A jitted function that writes down the options it is compiled with."""
+
+    def __init__(self, function):
+        self.function, self.options = function, []
+
+    def lower(self, *arguments):
+        self.lowered = self.function.lower(*arguments)
+        return self
+
+    def compile(self, compiler_options=None):
+        self.options.append(compiler_options)
+        return self.lowered.compile(compiler_options)
+
+
+@pytest.mark.parametrize("mesh", [None, (8, 1, 1)])
+def test_collectives_on_cpus_are_started_in_one_order(mesh):
+    """With the default scheduler of JAX 0.10.2 a LoRA step on (1, 4, 2) hung in one of some ten runs."""
+    made = product(64, mesh=make_mesh(mesh) if mesh else None)
+    recording = Recording(made.function)
+    compiled = Program(function=recording, arguments=made.arguments, mesh=made.mesh).compile()
+    assert recording.options == [COLLECTIVES_IN_ORDER if mesh else None]
+    given = jnp.ones((64, 64)) if made.mesh is None else jax.device_put(jnp.ones((64, 64)), made.arguments[0].sharding)
+    assert compiled.call(given)[1].tolist() == [64 * 64.0] * 64
 
 
 def test_free_memory_is_asked_of_the_device():
