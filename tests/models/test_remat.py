@@ -13,7 +13,7 @@ from tolerances import FLOAT32_CPU
 from jaxpost.adapters import Adapters, bind
 from jaxpost.models.decoder import REMAT_SAVES, hidden_states
 
-CONFIG = llama([LOCAL, PLAIN, LOCAL, PLAIN])
+CONFIG = llama([LOCAL, LOCAL])
 MODES = ["none", *REMAT_SAVES]
 TREE, ROWS = params(CONFIG), random_rows(CONFIG, 2, 11)
 FOUND = adapted(TREE, dropout=0.3)

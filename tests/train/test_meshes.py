@@ -29,9 +29,9 @@ def problem(name, kind):
     tree, rows = params(config), random_rows(config, 8, 12)
     laid = batch(rows)["totals"]
     if kind == "full":
-        return sft(config, full_policy, remat="full"), tree, {}, rows, laid
+        return sft(config, full_policy, metrics=()), tree, {}, rows, laid
     found = adapted(tree, rank=4)
-    return sft(config, adapter_policy), found.factors, {"params": tree, "spec": found.spec}, rows, laid
+    return sft(config, adapter_policy, metrics=()), found.factors, {"params": tree, "spec": found.spec}, rows, laid
 
 
 def value_and_grad(objective):
