@@ -52,7 +52,8 @@ class LoraWeight:
 
     def materialize(self, dtype: Any) -> Array:
         """The sum as one matrix (or stack), added in float32 and cast once."""
-        low = jnp.einsum("...or,...r,...ri->...oi", self.lora_B, self.gain, self.lora_A)
+        # In full precision: accelerators round a dot's float32 operands to 11 or 8 bits by default.
+        low = jnp.einsum("...or,...r,...ri->...oi", self.lora_B, self.gain, self.lora_A, precision="highest")
         return (materialize(self.base, jnp.float32) + low).astype(dtype)
 
     def _drop(self, x: Array) -> Array:

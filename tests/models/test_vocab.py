@@ -174,6 +174,19 @@ def test_S9_large_logits_stay_finite():
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((gradients, stats)))
 
 
+def test_S9_the_entropy_is_a_float32_sum_on_every_device():
+    """It is written as a dot, whose float32 operands accelerators round to 11 or 8 bits unless told otherwise.
+
+    Mutation: jaxpost/models/vocab.py: `jnp.einsum("scv,scv->sc", a, b, precision="highest")` -> `jnp.einsum("scv,scv->sc", a, b)`
+    """  # noqa: E501
+    hidden, head, _, targets, _, _ = arrays(7)
+    run = jax.jit(jax.grad(lambda h: over_vocab(h, head, targets, stats=("entropy",))["entropy"].sum()))
+    dots = [line for line in run.lower(hidden).as_text().splitlines() if "dot_general" in line]
+    over_the_vocabulary = [line for line in dots if "batching_dims" in line]
+    assert len(over_the_vocabulary) == 2  # the value's and the gradient's
+    assert all("precision = [HIGHEST, HIGHEST]" in line for line in over_the_vocabulary)
+
+
 def test_S9_bfloat16_hidden_states_keep_the_softmax_in_float32():
     """The statistics of the rounded inputs are those of float64, not of rounded logits.
 

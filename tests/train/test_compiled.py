@@ -73,7 +73,7 @@ def test_memory_grows_with_the_length_and_not_its_square():
 
 
 def test_no_buffer_is_a_square_of_the_length():
-    """None is more than a sixteenth of one, masks included; the largest is the scores of a block of queries of two heads.
+    """None is more than a sixteenth of one, masks included; the largest is the scores of a block, of two heads.
 
     Mutation: jaxpost/models/attention.py: `BLOCK = 128  #` -> `BLOCK = 2048  #`
     Mutation: jaxpost/models/attention.py: `index, q = jax.lax.optimization_barrier((index, q))` -> `index = index + 0`
