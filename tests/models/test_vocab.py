@@ -180,7 +180,7 @@ def test_S9_the_entropy_is_a_float32_sum_on_every_device():
     Mutation: jaxpost/models/vocab.py: `jnp.einsum("scv,scv->sc", a, b, precision="highest")` -> `jnp.einsum("scv,scv->sc", a, b)`
     """  # noqa: E501
     hidden, head, _, targets, _, _ = arrays(7)
-    run = jax.jit(jax.grad(lambda h: over_vocab(h, head, targets, stats=("entropy",))["entropy"].sum()))
+    run = jax.jit(jax.value_and_grad(lambda h: over_vocab(h, head, targets, stats=("entropy",))["entropy"].sum()))
     dots = [line for line in run.lower(hidden).as_text().splitlines() if "dot_general" in line]
     over_the_vocabulary = [line for line in dots if "batching_dims" in line]
     assert len(over_the_vocabulary) == 2  # the value's and the gradient's
