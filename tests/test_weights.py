@@ -30,13 +30,16 @@ def test_linear_and_its_gradients(batch, d_in, d_out, seed):
 
 
 def test_a_product_in_bfloat16_sums_in_float32():
-    """1 + 1 + ... (4096 times) in bfloat16 would stop at 256.
+    """1024 + 1 + 1 + ... in bfloat16 would stay 1024; forward and both gradients ask for float32 sums.
 
     Mutation: jaxpost/weights.py: `preferred_element_type=jnp.promote_types(jnp.float32, out_dtype)` -> `preferred_element_type=out_dtype`
     """  # noqa: E501
-    x = jnp.ones((1, 4096), jnp.bfloat16)
-    x = x.at[0, 0].set(1024.0)  # in bfloat16 1024 + 1 is 1024
-    assert float(linear(x, jnp.ones((2, 4096), jnp.bfloat16))[0, 0]) == 5120.0
+    x = jnp.ones((1, 4096), jnp.bfloat16).at[0, 0].set(1024.0)
+    w = jnp.ones((2, 4096), jnp.bfloat16)
+    assert float(linear(x, w)[0, 0]) == 5120.0  # 1024 + 4095, rounded once
+    text = jax.jit(lambda x, w, dy: jax.vjp(linear, x, w)[1](dy)).lower(x, w, linear(x, w)).as_text()
+    dots = [line for line in (text + jax.jit(linear).lower(x, w).as_text()).splitlines() if "dot_general" in line]
+    assert len(dots) == 3 and all(line.endswith("xf32>") for line in dots)
 
 
 @pytest.mark.parametrize(("x_dtype", "w_dtype"), [("bfloat16", "float32"), ("float32", "bfloat16")])

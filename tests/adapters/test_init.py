@@ -32,7 +32,7 @@ def test_L1_a_fresh_adapter_changes_no_bit(config, dtype):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_J6_factors_are_float32_on_any_base(dtype):
-    """Mutation: jaxpost/adapters/init.py: `jnp.float32, -bound, bound)` -> `jax.tree.leaves(params)[0].dtype, -bound, bound)`"""  # noqa: E501
+    """Mutation: jaxpost/adapters/init.py: `jnp.zeros((*stack, d_out, rank), jnp.float32)` -> `jnp.zeros((*stack, d_out, rank), jax.tree.leaves(params)[0].dtype)`"""  # noqa: E501
     fresh = adapters.init(KEY, abstract_params(llama(), dtype))
     assert {leaf.dtype for leaf in jax.tree.leaves(fresh)} == {jnp.dtype("float32")}
 

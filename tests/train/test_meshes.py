@@ -73,6 +73,17 @@ def test_R6b_loss_and_every_gradient_on_every_mesh(name, kind, shape):
     assert_near(found, on_one_device(name, kind), FLOAT32_CPU["mesh"])
 
 
+def test_rows_that_the_mesh_does_not_divide_are_on_every_device():
+    """Six rows on four parts of the batch axes: the same gradients, without a constraint on the rows."""
+    objective, trainable, frozen, rows, totals = problem("llama", "lora")
+    rows = {name: leaf[:6] for name, leaf in rows.items()}
+    mesh, config = make_mesh((2, 2, 2)), CONFIGS["llama"]
+    function, whole = value_and_grad(objective), replicated(mesh)
+    there = placed(trainable, mesh, config), placed(frozen, mesh, config)
+    found = run(function, mesh, *there, jax.device_put(rows, whole), jax.device_put(totals, whole))
+    assert_near(found, function(trainable, frozen, rows, totals), FLOAT32_CPU["mesh"])
+
+
 def spread(data, mesh):
     """A batch on the mesh."""
     return {
