@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from decoders import LOCAL, PLAIN, adapted, llama, params, random_rows
+from decoders import PLAIN, adapted, llama, params, random_rows
 from numerics import assert_near
 from tolerances import FLOAT32_CPU
 
 from jaxpost.adapters import Adapters, bind
 from jaxpost.models.decoder import REMAT_SAVES, hidden_states
 
-CONFIG = llama([LOCAL, LOCAL])
+CONFIG = llama([PLAIN, PLAIN])
 MODES = ["none", *REMAT_SAVES]
 TREE, ROWS = params(CONFIG), random_rows(CONFIG, 2, 11)
 FOUND = adapted(TREE, dropout=0.3)

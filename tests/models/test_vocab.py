@@ -6,11 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from numerics import assert_near, assert_same_bits, numeric_gradient
 from tolerances import FLOAT32_CPU
 
 from jaxpost.adapters import LoraWeight
 from jaxpost.models.vocab import METRICS, STATS, TOP_K, over_vocab
+from jaxpost.sharding import batch_sharding, make_mesh
+from jaxpost.train.programs import Program
 from jaxpost.weights import embed
 
 B, T, D, V = 2, 7, 4, 23  # 14 tokens: chunks of 4 and 5 do not divide them
@@ -264,3 +268,28 @@ def test_every_chunk_gives_the_same_values():
     for run in runs[1:]:
         assert_near(run, runs[0], FLOAT32_CPU["same_maths"])
     assert_same_bits(runs[2], runs[3])
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 2), (1, 2, 4)])
+def test_many_chunks_on_a_mesh(shape):
+    """Rows cut over data and fsdp, each part sorted and chunked by itself; the head cut over tensor."""
+    rng = np.random.default_rng(11)
+    given = (
+        jnp.asarray(rng.standard_normal((8, T, D)), jnp.float32),
+        jnp.asarray(rng.standard_normal((24, D)), jnp.float32),
+    )
+    targets, scored = jnp.asarray(rng.integers(0, 24, (8, T)), jnp.int32), jnp.asarray(rng.random((8, T)) < 0.5)
+    weights = jnp.asarray(rng.standard_normal((8, T)), jnp.float32)
+
+    def value(hidden, head, targets, scored, weights):
+        logps = over_vocab(hidden, head, targets, scored, chunk=5)["logp"]
+        return (weights * logps).sum(), logps
+
+    function = jax.jit(jax.value_and_grad(value, (0, 1), has_aux=True))
+    want = function(*given, targets, scored, weights)
+    mesh = make_mesh(shape)
+    rows, table = batch_sharding(mesh), NamedSharding(mesh, P("tensor", "fsdp"))
+    there = [jax.device_put(x, rows) for x in (given[0], targets, scored, weights)]
+    arguments = there[0], jax.device_put(given[1], table), *there[1:]
+    found = Program(function=function, arguments=arguments, mesh=mesh).compile().call(*arguments)
+    assert_near(found, want, FLOAT32_CPU["mesh"])

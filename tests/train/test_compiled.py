@@ -24,7 +24,7 @@ CONFIG = llama([PLAIN], vocab_size=VOCAB, hidden_size=HIDDEN, num_heads=2, head_
 CHUNK = CHUNK_ELEMENTS // VOCAB
 
 
-def program(config, length, kind="lora", rows=1, remat="full"):
+def program(config, length, kind="lora", rows=1):
     """The step on shapes alone: a micro-batch of `rows` x `length`."""
     tree = abstract_params(config)
     if kind == "full":
@@ -37,7 +37,7 @@ def program(config, length, kind="lora", rows=1, remat="full"):
     ints, floats = (jax.ShapeDtypeStruct((1, rows, length), dtype) for dtype in (jnp.int32, jnp.float32))
     named = {"tokens": ints, "segment_ids": ints, "positions": ints, "loss_mask": floats}
     batch = {"rows": named, "totals": {"tokens": jax.ShapeDtypeStruct((), jnp.float32)}}
-    step = make_step(sft(config, policy, remat=remat, metrics=()), optimizer)
+    step = make_step(sft(config, policy, metrics=()), optimizer)
     return Program(function=step, arguments=(state, frozen, batch))
 
 
@@ -99,13 +99,18 @@ def heads_made(kind, length):
     return [code for code, dims in results(length, kind) if dims in sizes and code not in passed]
 
 
+def products_over_the_vocabulary(kind, length):
+    """How many dots make a chunk's logits."""
+    return sum(code == "dot" and set(dims) == {VOCAB, min(CHUNK, length)} for code, dims in results(length, kind))
+
+
 def test_a_frozen_head_has_no_gradient_buffer():
-    """No array [vocab, hidden] is made in a LoRA step; a full step, which needs one, makes it.
+    """No array [vocab, hidden] is made in a LoRA step, and the logits are made once; a full step needs both.
 
     Mutation: jaxpost/models/vocab.py: `if weight.perturbed or bias.perturbed:` -> `if True:`
     """
-    assert heads_made("lora", 4096) == []
-    assert heads_made("full", 256) != []
+    assert heads_made("lora", 4096) == [] and products_over_the_vocabulary("lora", 4096) == 1
+    assert heads_made("full", 256) != [] and products_over_the_vocabulary("full", 256) == 2
 
 
 def test_only_floats_are_trained():

@@ -129,8 +129,8 @@ def test_L4_factors_are_arguments_of_the_compiled_step():
 def test_J6_factors_and_moments_are_float32_on_any_base(dtype):
     """Before and after a step on a bfloat16 base, whose activations are bfloat16.
 
-    Mutation: jaxpost/weights.py: `return dx, None if x is None else _weight_gradient(dy, x, w.dtype)` -> `return dx, None if x is None else _weight_gradient(dy, x, dy.dtype)`
-    """  # noqa: E501
+    Mutation: jaxpost/train/state.py: `jnp.array(x, jnp.float32, copy=True)` -> `jnp.array(x, jnp.bfloat16, copy=True)`
+    """
     base = params(CONFIG, dtype=dtype)
     made = adapters.init(jax.random.key(0), base, rank=3)
     state = init_state(made.factors, adamw(1e-2))
