@@ -13,6 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxpost.core.errors import InputError, suggestion
+from jaxpost.core.tree import path_string
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
@@ -46,10 +47,8 @@ def make_mesh(shape: str | Sequence[int] | None = None, devices: Sequence[Any] |
     """
     devices = jax.devices() if devices is None else devices
     sizes = _parse_shape(shape, len(devices)) if shape is None or isinstance(shape, str) else tuple(shape)
-    if int(np.prod(sizes)) != len(devices):
-        raise InputError(
-            f"`mesh` must multiply to the {len(devices)} devices; got {dict(zip(AXES, sizes, strict=True))}."
-        )
+    if len(sizes) != len(AXES) or int(np.prod(sizes)) != len(devices):
+        raise InputError(f"`mesh` (data, fsdp, tensor) must multiply to the {len(devices)} devices; got {sizes}.")
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
@@ -79,48 +78,77 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def tree_shardings(tree: Any, mesh: Mesh, num_kv_heads: int | None = None) -> Any:
+def tree_shardings(tree: Any, mesh: Mesh, num_kv_heads: int | None = None, num_heads: int | None = None) -> Any:
     """A NamedSharding per leaf of a tree of parameters, adapters or optimizer state, by the names in its path.
 
-    A mesh axis that does not divide the array's axis is dropped for that array; k and v are not cut along `tensor`
-    where a device would hold a part of a head.
+    A mesh axis that does not divide the array's axis is dropped for that array (`dropped_axes` lists them); attention
+    is not cut along `tensor` where a device would hold a part of a head.
     """
 
     def place(path: tuple, leaf: Any) -> NamedSharding:
-        return NamedSharding(mesh, leaf_spec(_names(path), tuple(leaf.shape), mesh, num_kv_heads))
+        names = path_string(path).split("/")
+        return NamedSharding(mesh, leaf_spec(names, tuple(leaf.shape), mesh, num_kv_heads, num_heads))
 
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
-def leaf_spec(names: Sequence[str], shape: tuple[int, ...], mesh: Mesh, num_kv_heads: int | None = None) -> P:
+def dropped_axes(tree: Any, mesh: Mesh, num_kv_heads: int | None = None, num_heads: int | None = None) -> list[str]:
+    """The mesh axes that some weight is not cut along although the table says so, as `k_proj/weight: tensor`."""
+    found = set()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        names = path_string(path).split("/")
+        spec = leaf_spec(names, tuple(leaf.shape), mesh, num_kv_heads, num_heads)
+        missing = [a for a in _table_axes(names, len(leaf.shape)) if a and mesh.shape[a] > 1 and a not in spec]
+        found |= {f"{'/'.join(names[-2:])}: {axis}" for axis in missing}
+    return sorted(found)
+
+
+def leaf_spec(
+    names: Sequence[str],
+    shape: tuple[int, ...],
+    mesh: Mesh,
+    num_kv_heads: int | None = None,
+    num_heads: int | None = None,
+) -> P:
     """The PartitionSpec of one array, named by the steps of its path; leading stack axes are never cut.
 
     >>> mesh = make_mesh("data=1", jax.devices()[:1])
     >>> tuple(leaf_spec(["layers", "0", "0", "self_attn", "q_proj", "weight"], (4, 8, 8), mesh))
     (None, 'tensor', 'fsdp')
     """
-    module = next((n for n in reversed(names) if n in MATRIX_AXES), None)
-    member = next((n for n in reversed(names) if n in MEMBER_AXES), None)
-    if module is None or member is None or len(shape) < len(MEMBER_AXES[member]):
-        return P()
-    axes = [None if i is None else MATRIX_AXES[module][i] for i in MEMBER_AXES[member]]
-    if module in ("k_proj", "v_proj") and num_kv_heads and num_kv_heads % mesh.shape["tensor"]:
+    axes = _table_axes(names, len(shape))
+    heads = {"q_proj": num_heads, "o_proj": num_heads, "k_proj": num_kv_heads, "v_proj": num_kv_heads}
+    whole = next((heads[n] for n in reversed(names) if n in heads), None)
+    if whole and whole % mesh.shape["tensor"]:
         axes = [None if axis == "tensor" else axis for axis in axes]
+    if not axes:
+        return P()
     sizes = shape[len(shape) - len(axes) :]
     axes = [axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(axes, sizes, strict=True)]
     return P(*[None] * (len(shape) - len(axes)), *axes)
 
 
-def _names(path: tuple) -> list[str]:
-    """The steps of a tree path as words; an adapter's key is a path of its own."""
-    steps = [str(getattr(step, "key", getattr(step, "name", getattr(step, "idx", "")))) for step in path]
-    return [word for step in steps for word in step.split("/")]
+def _table_axes(names: Sequence[str], rank: int) -> list[str | None]:
+    """What the tables say of an array's last axes; nothing for what they do not name."""
+    module = next((n for n in reversed(names) if n in MATRIX_AXES), None)
+    member = next((n for n in reversed(names) if n in MEMBER_AXES), None)
+    if module is None or member is None or rank < len(MEMBER_AXES[member]):
+        return []
+    return [None if i is None else MATRIX_AXES[module][i] for i in MEMBER_AXES[member]]
+
+
+def _mesh() -> Any:
+    """The mesh in force (`jax.set_mesh`) if it has our axes, else None: then nothing here constrains anything."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty or not set(AXES) <= set(mesh.shape) else mesh
 
 
 def constrain_batch(x: jax.Array) -> jax.Array:
-    """Pin x [rows, ...] to the batch's axes of the mesh in force (`jax.set_mesh`); without a mesh, x itself."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or x.shape[0] % batch_shards():
+    """Pin x [rows, ...] to the batch's axes of the mesh in force (`jax.set_mesh`); without a mesh, x itself.
+
+    Rows that the axes do not divide stay as XLA places them.
+    """
+    if _mesh() is None or x.shape[0] % batch_shards():
         return x
     return jax.lax.with_sharding_constraint(x, P(BATCH_AXES))
 
@@ -131,13 +159,13 @@ def gather_table(w: Any) -> Any:
     Rows of the batch lie on `fsdp` too: without this XLA replicates what is looked up, and a loop over chunks of
     tokens would gather the table once a chunk. Without a mesh, or for a weight that is no plain array, `w` itself.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or not isinstance(w, jax.Array):
+    mesh = _mesh()
+    if mesh is None or not isinstance(w, jax.Array):
         return w
     return jax.lax.with_sharding_constraint(w, P("tensor" if w.shape[0] % mesh.shape["tensor"] == 0 else None))
 
 
 def batch_shards() -> int:
     """Into how many parts the mesh in force cuts the batch's rows; 1 without a mesh."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else int(np.prod([mesh.shape[axis] for axis in BATCH_AXES if axis in mesh.shape]))
+    mesh = _mesh()
+    return 1 if mesh is None else int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))

@@ -79,3 +79,19 @@ def layers_of(stages: Sequence[Stage], stage: int, position: int) -> list[int]:
     [1, 3]
     """
     return [i for i, slot in enumerate(slots(stages)) if (slot.stage, slot.position) == (stage, position)]
+
+
+def hf_names(path: str, stages: Sequence[Stage]) -> tuple[str, ...]:
+    """The Hugging Face names of a leaf or module path, one for each layer of its stack.
+
+    >>> hf_names("layers/0/1/mlp/up_proj/weight", (Stage(("L", "G"), 2),))
+    ('model.layers.1.mlp.up_proj.weight', 'model.layers.3.mlp.up_proj.weight')
+    >>> hf_names("norm/weight", ()), hf_names("lm_head", ())
+    (('model.norm.weight',), ('lm_head',))
+    """
+    root, *rest = path.split("/")
+    if root == "layers" and stages:
+        stage, position, *rest = rest
+        return tuple(f"model.layers.{i}.{'.'.join(rest)}" for i in layers_of(stages, int(stage), int(position)))
+    prefix = "model." if root in ("embed_tokens", "norm") else ""
+    return (prefix + ".".join([root, *rest]),)

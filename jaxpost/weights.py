@@ -18,6 +18,11 @@ class Weight(Protocol):
     @property
     def shape(self) -> tuple[int, ...]: ...
 
+    @property
+    def dtype(self) -> Any:
+        """What `merge` casts the sum to."""
+        ...
+
     def matmul(self, x: Array) -> Array:
         """x [..., in] -> [..., out], in x's dtype."""
         ...
@@ -50,7 +55,8 @@ def embed(tokens: Int[Array, " *batch"], w: AnyWeight, dtype: Any = None) -> Flo
     """Rows `tokens` of the table `w` [V, D], cast to `dtype` (None: the table's own)."""
     if isinstance(w, Weight):
         return w.take(tokens, dtype)
-    # An id past the table gives NaN, which the step's guard reports, where XLA alone would clamp it in silence.
+    # An id outside the table gives NaN, which the step's guard reports, where XLA alone would clamp it in silence.
+    tokens = jnp.where(tokens < 0, w.shape[0], tokens)  # a negative one would count from the end
     return w.at[tokens].get(mode="fill", fill_value=jnp.nan).astype(dtype or w.dtype)
 
 

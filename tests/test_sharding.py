@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 from decoders import adapted, gemma, llama, params
-from jax.sharding import NamedSharding
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from numerics import assert_near, assert_same_bits
 from refusals import refused
@@ -16,6 +16,7 @@ from jaxpost.sharding import (
     batch_sharding,
     batch_shards,
     constrain_batch,
+    dropped_axes,
     gather_table,
     leaf_spec,
     make_mesh,
@@ -109,7 +110,7 @@ def test_an_axis_that_does_not_divide_is_dropped_for_that_array(shape, want):
 def test_a_key_head_is_never_cut(module, heads, want):
     """k and v of fewer heads than `tensor` are whole on each device, though their rows would divide.
 
-    Mutation: jaxpost/sharding.py: `num_kv_heads and num_kv_heads % mesh.shape["tensor"]` -> `False`
+    Mutation: jaxpost/sharding.py: `if whole and whole % mesh.shape["tensor"]:` -> `if False:`
     """
     mesh = make_mesh((1, 2, 4))
     spec = leaf_spec(names(f"layers/0/0/self_attn/{module}/weight"), (2, heads * 8, 16), mesh, heads)
@@ -167,7 +168,7 @@ def test_a_batch_is_pinned_to_its_axes(shape):
 def test_R6b_a_pinned_state_has_the_gradients_of_one_device(axes):
     """A scan over sharded matrices on (2, 2, 2): unpinned, XLA gives the right loss and gradients 90 % off.
 
-    Mutation: jaxpost/sharding.py: `if mesh.empty or x.shape[0] % batch_shards():` -> `if True:`
+    Mutation: jaxpost/sharding.py: `if _mesh() is None or x.shape[0] % batch_shards():` -> `if True:`
     """
     rng = np.random.default_rng(0)
     w = jnp.asarray(rng.standard_normal((4, 64, 64)) / 8, jnp.float32)
@@ -195,3 +196,37 @@ def test_a_table_is_gathered_along_fsdp_only(rows, want):
         )
         gathered = jax.jit(gather_table)(placed)
     assert gathered.sharding.is_equivalent_to(NamedSharding(mesh, want), 2)
+
+
+@pytest.mark.parametrize(("heads", "want"), [(6, None), (8, "tensor")])
+def test_a_query_head_is_never_cut(heads, want):
+    """q and o of 6 heads of 8 have 48 rows, which 4 divides: half a head would lie on a device.
+
+    Mutation: jaxpost/sharding.py: `"q_proj": num_heads, "o_proj": num_heads,` -> ``
+    """
+    mesh = make_mesh((1, 2, 4))
+    for module, spec in (("q_proj", P(None, want, "fsdp")), ("o_proj", P(None, "fsdp", want))):
+        shape = (2, heads * 8, 16) if module == "q_proj" else (2, 16, heads * 8)
+        assert leaf_spec(names(f"layers/0/0/self_attn/{module}/weight"), shape, mesh, 2, heads) == spec
+
+
+def test_axes_that_are_not_used_are_told():
+    """Mutation: jaxpost/sharding.py: `and mesh.shape[a] > 1 and a not in spec` -> `and a not in spec`
+    Mutation: jaxpost/sharding.py: `and mesh.shape[a] > 1 and a not in spec` -> `and mesh.shape[a] > 1`
+    """
+    shapes = {"k_proj": (4, 16, 16), "up_proj": (4, 30, 16), "down_proj": (4, 16, 30), "q_proj": (4, 32, 16)}
+    tree = {module: {"weight": jax.ShapeDtypeStruct(shape, jnp.float32)} for module, shape in shapes.items()}
+    tree["norm"] = {"weight": jax.ShapeDtypeStruct((16,), jnp.float32)}
+    want = ["down_proj/weight: tensor", "k_proj/weight: tensor", "up_proj/weight: tensor"]
+    assert dropped_axes(tree, make_mesh((1, 2, 4)), num_kv_heads=2, num_heads=4) == want
+    assert dropped_axes(tree, make_mesh((2, 4, 1)), num_kv_heads=2, num_heads=4) == []
+
+
+def test_a_mesh_of_other_axes_is_left_alone():
+    """A researcher's own mesh in force: our constraints name axes that it does not have.
+
+    Mutation: jaxpost/sharding.py: `mesh.empty or not set(AXES) <= set(mesh.shape)` -> `mesh.empty`
+    """
+    x = jnp.ones((8, 4))
+    with jax.set_mesh(jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))):
+        assert constrain_batch(x) is x and gather_table(x) is x and batch_shards() == 1

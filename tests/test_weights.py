@@ -115,7 +115,7 @@ class Halves:
     """A weight that no one knows: half of a matrix."""
 
     def __init__(self, w):
-        self.w, self.shape = w, w.shape
+        self.w, self.shape, self.dtype = w, w.shape, w.dtype
 
     def matmul(self, x):
         return x @ self.w.T / 2

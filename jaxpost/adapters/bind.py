@@ -17,7 +17,8 @@ def bind(params: Any, adapters: Adapters | None, dropout_key: Array | None = Non
     Args:
       params: a parameter tree, or one on which another adapter is bound already: they stack.
       adapters: None gives `params` back.
-      dropout_key: a PRNG key turns the adapter's dropout on; None is evaluation and the reference.
+      dropout_key: a PRNG key turns the adapter's dropout on; None is evaluation and the reference. Adapters that stack
+        need a key each, or they drop the same inputs.
     """
     if adapters is None:
         return params

@@ -36,13 +36,17 @@ class LoraWeight:
     dropout: float = 0.0
 
     @property
+    def dtype(self) -> Any:
+        return self.base.dtype
+
+    @property
     def shape(self) -> tuple[int, ...]:
         return self.base.shape
 
     def matmul(self, x: Float[Array, " *batch d_in"]) -> Float[Array, " *batch d_out"]:
         """x W^T + gain * (drop(x) A^T) B^T; the dropout is in the low-rank branch only."""
         low = linear(self._drop(x), self.lora_A)
-        low = low * along_last(self.gain.astype(x.dtype), low)
+        low = (low.astype(jnp.float32) * along_last(self.gain, low)).astype(x.dtype)  # as `materialize` has it
         return linear(x, self.base) + linear(low, self.lora_B)
 
     def take(self, ids: Array, dtype: Any = None) -> Array:

@@ -7,7 +7,8 @@ from typing import Any
 import jax
 
 from jaxpost.core.errors import InputError, suggestion
-from jaxpost.stages import Stage, layers_of
+from jaxpost.core.tree import path_string
+from jaxpost.stages import Stage, hf_names
 
 NOT_LINEAR = ("norm", "embed", "lm_head")  # parts of names that "all-linear" leaves out
 
@@ -20,7 +21,7 @@ def matrices(params: Any) -> dict[str, Any]:
     """
     found = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params, is_leaf=lambda x: hasattr(x, "matmul")):
-        names = [str(getattr(step, "key", getattr(step, "idx", getattr(step, "name", "")))) for step in path]
+        names = path_string(path).split("/")
         if names[-1] == "bias" or "norm" in "/".join(names[-2:]) or len(leaf.shape) < 2:
             continue
         found["/".join(names[:-1] if names[-1] == "weight" else names)] = leaf
@@ -31,22 +32,6 @@ def stages_of(params: Mapping[str, Any]) -> tuple[Stage[int], ...]:
     """The stages as the shapes of `params["layers"]` tell them; kinds are positions in the period."""
     repeats = lambda period: jax.tree.leaves(period[0])[0].shape[0]  # noqa: E731
     return tuple(Stage(tuple(range(len(period))), repeats(period)) for period in params["layers"])
-
-
-def module_names(path: str, stages: tuple[Stage, ...]) -> list[str]:
-    """Hugging Face module names of a module path, one for each layer of its stack.
-
-    >>> module_names("layers/0/0/self_attn/q_proj", (Stage((0,), 2),))
-    ['model.layers.0.self_attn.q_proj', 'model.layers.1.self_attn.q_proj']
-    >>> module_names("lm_head", ())
-    ['lm_head']
-    """
-    parts = path.split("/")
-    if parts[0] == "layers" and stages:
-        stage, position, *rest = parts[1:]
-        return [f"model.layers.{i}.{'.'.join(rest)}" for i in layers_of(stages, int(stage), int(position))]
-    prefix = "model." if parts[0] == "embed_tokens" else ""
-    return [prefix + ".".join(parts)]
 
 
 def select(params: Any, targets: str | tuple[str, ...]) -> dict[str, list[bool]]:
@@ -60,7 +45,7 @@ def select(params: Any, targets: str | tuple[str, ...]) -> dict[str, list[bool]]
       InputError: a name or pattern that selects nothing.
     """
     stages = stages_of(params) if isinstance(params, Mapping) and "layers" in params else ()
-    names = {path: module_names(path, stages) for path in matrices(params)}
+    names = {path: hf_names(path, stages) for path in matrices(params)}
     chosen: dict[str, list[bool]] = {path: [False] * len(n) for path, n in names.items()}
     for target, matches in _matchers(targets):
         hits = {path: [matches(name) for name in n] for path, n in names.items()}

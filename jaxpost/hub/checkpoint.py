@@ -78,7 +78,7 @@ def _dtype(dtype: Any) -> np.dtype | None:
 
 
 def _shardings(config: ModelConfig, mesh: Any) -> list[Any]:
-    return jax.tree.leaves(tree_shardings(abstract_params(config), mesh, config.num_kv_heads))
+    return jax.tree.leaves(tree_shardings(abstract_params(config), mesh, config.num_kv_heads, config.num_heads))
 
 
 def _array(tensors: Sequence[Stored], leaf: Leaf, dtype: np.dtype, sharding: Any) -> jax.Array:

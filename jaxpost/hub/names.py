@@ -5,8 +5,9 @@ from typing import Any, NamedTuple
 
 import jax
 
+from jaxpost.core.tree import path_string
 from jaxpost.models.config import ModelConfig, abstract_params
-from jaxpost.stages import Stage, layers_of
+from jaxpost.stages import hf_names
 
 HEAD = "lm_head.weight"
 EMBEDDING = "model.embed_tokens.weight"
@@ -25,29 +26,13 @@ class Leaf(NamedTuple):
         return self.shape[1:] if self.stacked else self.shape
 
 
-def tensor_names(path: str, stages: Sequence[Stage]) -> tuple[str, ...]:
-    """The Hugging Face names of a leaf or module path, in stack order.
-
-    >>> tensor_names("layers/0/1/mlp/up_proj/weight", (Stage(("L", "G"), 2),))
-    ('model.layers.1.mlp.up_proj.weight', 'model.layers.3.mlp.up_proj.weight')
-    >>> tensor_names("norm/weight", ())
-    ('model.norm.weight',)
-    """
-    root, *rest = path.split("/")
-    if root == "layers":
-        stage, position, *rest = rest
-        return tuple(f"model.layers.{i}.{'.'.join(rest)}" for i in layers_of(stages, int(stage), int(position)))
-    prefix = "" if root == "lm_head" else "model."
-    return (prefix + ".".join([root, *rest]),)
-
-
 def leaves(config: ModelConfig) -> tuple[list[Leaf], Any]:
     """Every leaf of the configuration's parameter tree in flattening order, and the tree's structure."""
     flat, structure = jax.tree_util.tree_flatten_with_path(abstract_params(config))
     found = []
     for keys, leaf in flat:
         path = path_string(keys)
-        found.append(Leaf(path, tensor_names(path, config.stages), leaf.shape, path.startswith("layers/")))
+        found.append(Leaf(path, hf_names(path, config.stages), leaf.shape, path.startswith("layers/")))
     return found, structure
 
 
@@ -66,13 +51,8 @@ def linear_modules(config: ModelConfig) -> dict[str, tuple[int, int]]:
     return {
         module: config.linear_shapes()[path.split("/", 3)[3]]
         for path in linear_paths(config)
-        for module in tensor_names(path, config.stages)
+        for module in hf_names(path, config.stages)
     }
-
-
-def path_string(keys: Sequence[Any]) -> str:
-    """A jax tree path in the project's spelling, `layers/0/0/mlp/up_proj/weight`."""
-    return "/".join(str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in keys)
 
 
 def in_file_order(found: Sequence[Leaf]) -> list[tuple[str, Leaf, int]]:

@@ -9,11 +9,12 @@ import numpy as np
 
 from jaxpost.adapters import Adapters, AdapterSpec
 from jaxpost.core.errors import InputError
-from jaxpost.hub.names import linear_modules, linear_paths, tensor_names
+from jaxpost.hub.names import linear_modules, linear_paths
 from jaxpost.hub.peft_config import ENDS, PREFIX, WEIGHTS, read_settings
 from jaxpost.hub.peft_save import save_adapter
 from jaxpost.hub.safetensors_reader import Stored, open_file
 from jaxpost.hub.source import find_folder
+from jaxpost.stages import hf_names
 
 __all__ = ["load_adapter", "save_adapter"]
 
@@ -47,7 +48,7 @@ def load_adapter(folder: str | Path, model: Any) -> Adapters:
     _check(tensors, {m: rank for m, (rank, _) in adapted.items()}, modules, folder)
     factors, scale, mask = {}, {}, {}
     for path in sorted(linear_paths(model.config)):
-        names = tensor_names(path, model.config.stages)
+        names = hf_names(path, model.config.stages)
         if any(name in adapted for name in names):
             factors[path], scale[path], mask[path] = _stack(names, adapted, tensors, modules[names[0]])
     factors, scale, mask = jax.device_put((factors, scale, mask))

@@ -10,10 +10,11 @@ import numpy as np
 from jaxpost.adapters import Adapters
 from jaxpost.core.errors import InputError
 from jaxpost.core.files import fill_folder
-from jaxpost.hub.names import linear_modules, linear_paths, tensor_names
+from jaxpost.hub.names import linear_modules, linear_paths
 from jaxpost.hub.peft_config import CONFIG, PREFIX, WEIGHTS
 from jaxpost.hub.safetensors_writer import Unwritten, write_file
 from jaxpost.models.config import ModelConfig
+from jaxpost.stages import hf_names
 
 
 class Layer(NamedTuple):
@@ -69,7 +70,7 @@ def _layers(adapters: Adapters, config: ModelConfig) -> list[Layer]:
             raise InputError(f"`adapters` must be lora_A and lora_B on linear layers of the model; got {got}.")
         lora_A, lora_B = (np.asarray(factors[name], np.float32) for name in ("lora_A", "lora_B"))
         scale, mask = np.asarray(spec.scale[path]), np.asarray(spec.rank_mask[path]) > 0
-        for i, module in enumerate(tensor_names(path, config.stages)):
+        for i, module in enumerate(hf_names(path, config.stages)):
             layer = Layer(module, lora_A[i][mask[i]], lora_B[i][:, mask[i]], float(scale[i]))
             d_out, d_in = modules[module]
             if layer.lora_A.shape[1:] != (d_in,) or layer.lora_B.shape[:1] != (d_out,):

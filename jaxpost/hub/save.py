@@ -14,8 +14,9 @@ import numpy as np
 
 from jaxpost.core.errors import InputError, suggestion
 from jaxpost.core.files import new_folder
+from jaxpost.core.tree import path_string
 from jaxpost.hub.model import Model
-from jaxpost.hub.names import EMBEDDING, HEAD, Leaf, in_file_order, leaves, path_string
+from jaxpost.hub.names import EMBEDDING, HEAD, Leaf, in_file_order, leaves
 from jaxpost.hub.safetensors_reader import DTYPES
 from jaxpost.hub.safetensors_writer import MAX_SHARD_BYTES, Unwritten, write_folder
 from jaxpost.models.config import ModelConfig

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
+from jaxpost.core.errors import InputError
 from jaxpost.models.attention import MaskSpec, attention
 from jaxpost.models.config import LayerKind, ModelConfig, Rope
 from jaxpost.models.rope import RopeTables, rotate, tables
@@ -65,6 +66,8 @@ def hidden_states(
       remat: what the backward pass keeps, a key of `REMAT_SAVES` or "none".
       unroll: write the layers out instead of scanning them (slices copy the weights: for comparison only).
     """
+    if remat != "none" and remat not in REMAT_SAVES:
+        raise InputError(f"`remat` must be none, {', '.join(REMAT_SAVES)}; got {remat!r}.")
     if positions is None:
         plain = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
         positions = plain if segment_ids is None else default_positions(segment_ids)

@@ -8,10 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxpost.models.config import ModelConfig
-from jaxpost.models.decoder import Params, head_weight, hidden_states
-from jaxpost.models.vocab import over_vocab
+from jaxpost.models.decoder import Params
 from jaxpost.objectives.policy import Policy
-from jaxpost.objectives.sft import shift
+from jaxpost.objectives.targets import target_statistics
 
 
 def token_logprobs(
@@ -20,37 +19,32 @@ def token_logprobs(
     tokens: Int[Array, " B T"],
     segment_ids: Int[Array, " B T"] | None = None,
     positions: Int[Array, " B T"] | None = None,
+    *,
+    dtype: Any = None,
 ) -> Float[Array, " B T_minus_1"]:
     """log p(token t+1 | tokens up to t) in nats at place t, [batch, time - 1]; the logits are never formed.
 
-    0 where the target is padding (segment 0) or the first token of a document.
+    0 where the target is padding (segment 0) or the first token of a document. `dtype` is of the activations, None
+    takes the embedding's.
     """
-    stats = _token_statistics(config, params, tokens, segment_ids, positions, ())
-    return stats["logp"][:, :-1]
-
-
-def _token_statistics(
-    config: ModelConfig, params: Params, tokens: Array, segment_ids: Any, positions: Any, metrics: tuple[str, ...]
-) -> dict[str, Array]:
     ids = jnp.ones_like(tokens) if segment_ids is None else segment_ids
     first = jnp.concatenate([jnp.ones_like(ids[:, :1], bool), ids[:, 1:] != ids[:, :-1]], axis=1)
-    targets, scored = shift(tokens, ~first & (ids > 0))
-    h = hidden_states(config, params, tokens, segment_ids, positions)
-    return over_vocab(h, head_weight(params), targets, scored, softcap=config.logit_softcap, metrics=metrics)
+    mask = ~first & (ids > 0)
+    rows = {"tokens": tokens, "segment_ids": segment_ids, "positions": positions, "loss_mask": mask}
+    return target_statistics(config, params, rows, dtype=dtype)[0]["logp"][:, :-1]
 
 
-def make_score(config: ModelConfig, policy: Policy) -> Callable[..., dict[str, Array]]:
+def make_score(config: ModelConfig, policy: Policy, *, dtype: Any = None) -> Callable[..., dict[str, Array]]:
     """A jitted score(trainable, frozen, rows) -> {"logp", "correct"}, label-aligned [B, T]: of token t, at place t.
 
-    `rows` are one micro-batch, [B, T] leaves; untrained tokens (loss_mask 0) are 0 in both.
+    `rows` are one micro-batch, [B, T] leaves; untrained tokens (loss_mask 0) are 0 in both. `dtype` is of the
+    activations: give the training's, so that both compute the same.
     """
 
     @jax.jit
     def score(trainable: Any, frozen: Any, rows: Mapping[str, Any]) -> dict[str, Array]:
         params = policy(trainable, frozen, None)
-        h = hidden_states(config, params, rows["tokens"], rows["segment_ids"], rows["positions"])
-        targets, scored = shift(rows["tokens"], rows["loss_mask"])
-        stats = over_vocab(h, head_weight(params), targets, scored, softcap=config.logit_softcap, metrics=("correct",))
+        stats, _ = target_statistics(config, params, rows, metrics=("correct",), dtype=dtype)
         return {name: jnp.pad(value[:, :-1], ((0, 0), (1, 0))) for name, value in stats.items()}
 
     return score

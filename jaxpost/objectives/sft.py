@@ -4,13 +4,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array
 
+from jaxpost.core.errors import InputError, suggestion
 from jaxpost.losses import dft, eaft, nll
 from jaxpost.models.config import ModelConfig
-from jaxpost.models.decoder import head_weight, hidden_states
-from jaxpost.models.vocab import over_vocab
 from jaxpost.objectives.policy import Policy
+from jaxpost.objectives.targets import target_statistics
 
 # What each loss reads of the statistics of a token; its name -> the value per token.
 LOSSES: Mapping[str, Callable[[Mapping[str, Array]], Array]] = {
@@ -19,14 +19,6 @@ LOSSES: Mapping[str, Callable[[Mapping[str, Array]], Array]] = {
     "eaft": lambda s: eaft(s["logp"], s["top_entropy"]),
 }
 METRICS = ("correct", "entropy")
-
-
-def shift(tokens: Int[Array, " B T"], loss_mask: Array) -> tuple[Int[Array, " B T"], Bool[Array, " B T"]]:
-    """Targets and scored places: place t predicts token t + 1, each trained token exactly once; the last nothing."""
-    last = jnp.zeros_like(tokens[:, :1])
-    targets = jnp.concatenate([tokens[:, 1:], last], axis=1)
-    scored = jnp.concatenate([loss_mask[:, 1:] > 0, last > 0], axis=1)
-    return targets, scored
 
 
 def sft(
@@ -49,19 +41,20 @@ def sft(
 
     Returns:
       objective(trainable, frozen, rows, totals, key) -> ({"loss": value}, {name: (sum, count)}).
+
+    Raises:
+      InputError: an unknown loss.
     """
+    if loss not in LOSSES:
+        raise InputError(f"`loss` must be one of {', '.join(LOSSES)}; got {loss!r}.{suggestion(loss, LOSSES)}")
     asked = (*metrics, "top_entropy") if loss == "eaft" else metrics
 
     def objective(trainable: Any, frozen: Any, rows: Mapping[str, Any], totals: Mapping[str, Any], key: Any):
         params = policy(trainable, frozen, key)
-        h = hidden_states(
-            config, params, rows["tokens"], rows["segment_ids"], rows["positions"], dtype=dtype, remat=remat
-        )
-        targets, scored = shift(rows["tokens"], rows["loss_mask"])
-        stats = over_vocab(h, head_weight(params), targets, scored, softcap=config.logit_softcap, metrics=asked)
+        stats, scored = target_statistics(config, params, rows, metrics=asked, dtype=dtype, remat=remat)
         values = jnp.where(scored, LOSSES[loss](stats), 0.0)
         count = scored.sum().astype(jnp.float32)
-        measured = {_FIELD_NAMES[name]: (stats[name].sum(), count) for name in metrics}
+        measured = {_FIELD_NAMES.get(name, name): (stats[name].sum(), count) for name in metrics}
         return {"loss": values.sum() / jnp.maximum(totals["tokens"], 1.0)}, measured
 
     return objective

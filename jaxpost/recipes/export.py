@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxpost.adapters import Adapters, bind, delta_norms, merge
-from jaxpost.adapters.targets import module_names, stages_of
 from jaxpost.core.config import load_config, option
 from jaxpost.core.errors import InputError, RunError
 from jaxpost.core.files import new_folder, refuse_existing
@@ -19,7 +18,10 @@ from jaxpost.hub.checkpoint import load
 from jaxpost.hub.model import Model
 from jaxpost.hub.peft import load_adapter
 from jaxpost.hub.save import write
+from jaxpost.hub.verify import changed_tensors, check_written
+from jaxpost.models.config import ModelConfig
 from jaxpost.models.decoder import forward
+from jaxpost.stages import hf_names
 
 ABOUT = "Merge an adapter into its base: a Hugging Face checkpoint that needs no adapter."
 PROBE_TOKENS = 64  # of the text on which the merged folder is compared with base plus adapter
@@ -67,32 +69,32 @@ def export(config: ExportConfig) -> tuple[list[Change], float]:
       largest logit.
 
     Raises:
-      InputError: an adapter that does not fit the base, or a tensor of it that changes nothing.
-      RunError: the written folder does not give the logits of base plus adapter.
+      InputError: an adapter that does not fit the base, or a tensor of it that changes nothing, in what was written.
+      RunError: the folder, read again, is not base plus adapter.
     """
     refuse_existing(config.output)
     model = load(config.model)
     adapters = load_adapter(config.adapter, model)
     changes = account(model, adapters)
     dtype = None if config.dtype == "checkpoint" else config.dtype
+    # In float32, so that merging rounds once, when the tensors are written.
+    wide = jax.tree.map(lambda x: x.astype(jnp.float32), model.params)
+    merged = merge(wide, adapters)
     with new_folder(config.output) as aside:
-        write(aside, model, merge(_wide(model.params), adapters), dtype)
-        difference = compare(model, adapters, aside)
+        write(aside, model, merged, dtype)
+        check_written(aside, model.config, merged)
+        check_changes(model, changes, aside)
+        difference = compare(model.config, bind(wide, adapters), aside)
     return changes, difference
-
-
-def _wide(params: Any) -> Any:
-    """float32, so that merging rounds once, when the tensors are written."""
-    return jax.tree.map(lambda x: x.astype(jnp.float32), params)
 
 
 def account(model: Model, adapters: Adapters) -> list[Change]:
     """One `Change` for each adapted layer; a tensor that would change nothing is an error that names it."""
-    stages = stages_of(model.params)
     changes = []
     for path, norms in delta_norms(adapters).items():
         ranks = np.asarray(adapters.spec.rank_mask[path]).sum(-1).reshape(-1)
-        for name, rank, norm in zip(module_names(path, stages), ranks, np.asarray(norms).reshape(-1), strict=True):
+        names = hf_names(path, model.config.stages)
+        for name, rank, norm in zip(names, ranks, np.asarray(norms).reshape(-1), strict=True):
             if rank:
                 changes.append(Change(module=name, delta_norm=float(norm)))
     idle = [change.module for change in changes if not change.delta_norm > 0.0]
@@ -104,14 +106,27 @@ def account(model: Model, adapters: Adapters) -> list[Change]:
     return changes
 
 
-def compare(model: Model, adapters: Adapters, folder: Path) -> float:
-    """Largest difference of logits between the folder and base plus adapter, over the largest logit."""
-    config = model.config
+def check_changes(model: Model, changes: Sequence[Change], folder: Path) -> None:
+    """Exactly the adapted weights changed, in the dtype that was written."""
+    assert model.folder is not None, "it was loaded"
+    adapted = {f"{change.module}.weight" for change in changes}
+    changed = changed_tensors(folder, model.folder)
+    if lost := sorted(adapted - changed):
+        raise InputError(
+            f"every tensor of `--adapter` must change a weight; {len(lost)} changes are rounded away, first that of "
+            f"{lost[0]}. Export with `--dtype float32`."
+        )
+    if others := sorted(changed - adapted):
+        raise RunError(f"`{others[0]}` changed, which the adapter does not adapt; nothing was kept.")
+
+
+def compare(config: ModelConfig, bound: Any, folder: Path) -> float:
+    """Largest difference of logits between the folder and the bound tree, over the largest logit."""
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, config.vocab_size, (1, PROBE_TOKENS)), jnp.int32)
-    logits = jax.jit(forward, static_argnums=0)
-    want = logits(config, bind(_wide(model.params), adapters), tokens)
     merged = load(folder, dtype="float32")
-    got = logits(merged.config, merged.params, tokens)
+    logits = jax.jit(forward, static_argnums=0)
+    with jax.default_matmul_precision("highest"):  # accelerators would round the two programs' operands differently
+        want, got = logits(config, bound, tokens), logits(merged.config, merged.params, tokens)
     difference = float(jnp.max(jnp.abs(got - want)) / jnp.max(jnp.abs(want)))
     narrowest = min((jnp.finfo(name).bits, name) for name in set(merged.checkpoint_dtypes.values()))[1]
     if not difference <= TOLERANCE[narrowest]:

@@ -9,9 +9,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
-from jaxpost.adapters import Adapters, delta_norms, init, num_parameters
+from jaxpost.adapters import Adapters, init, num_parameters
 from jaxpost.core.config import dump_config, load_config
 from jaxpost.core.errors import InputError, RunError
 from jaxpost.core.files import fill_folder, refuse_existing, write_file
@@ -23,9 +24,10 @@ from jaxpost.hub.checkpoint import load
 from jaxpost.hub.model import Model
 from jaxpost.hub.peft import load_adapter, save_adapter
 from jaxpost.hub.save import write
+from jaxpost.hub.verify import check_written
 from jaxpost.objectives import adapter_policy, full_policy, sft
-from jaxpost.recipes.sft_config import SftConfig, resolve
-from jaxpost.sharding import batch_sharding, make_mesh, replicated, tree_shardings
+from jaxpost.recipes.sft_config import LoraConfig, SftConfig, resolve
+from jaxpost.sharding import batch_sharding, dropped_axes, make_mesh, replicated, tree_shardings
 from jaxpost.train.loop import total_steps, train
 from jaxpost.train.metrics import MetricsFile, weighted_mean
 from jaxpost.train.optimizers import adamw, schedule
@@ -38,7 +40,7 @@ ABOUT = "Fine-tune a Hugging Face checkpoint on rows with text, prompt + complet
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command on its arguments; 0 when the output is there."""
-    run(resolve(load_config(SftConfig, argv, command="sft", about=ABOUT)))
+    run(load_config(SftConfig, argv, command="sft", about=ABOUT))
     return 0
 
 
@@ -49,6 +51,8 @@ def run(config: SftConfig) -> Path:
       InputError: an input or option that is wrong; nothing is written then.
       Diverged: too many steps without a finite gradient.
     """
+    config = resolve(config)
+    assert config.learning_rate is not None, "filled in by resolve"
     refuse_existing(config.output)
     mesh = _mesh(config)
     say = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
@@ -70,12 +74,17 @@ def run(config: SftConfig) -> Path:
         seed=config.seed,
     )
     steps = total_steps(config.steps, config.epochs, plan.steps_per_epoch)
-    rate = schedule(config.schedule, config.learning_rate or 0.0, steps, config.warmup_ratio)
+    rate = schedule(config.schedule, config.learning_rate, steps, config.warmup_ratio)
     optimizer = adamw(rate, weight_decay=config.weight_decay)
     sizes = _micro_batch_sizes(config, mesh)
     trainable, frozen, spec = _start(config, model)
     say(str(encoded.counts))  # nothing is said before the last refusal of an option: that is one line
     say(parameter_line(model, trainable, spec))
+    if config.full and config.lora != LoraConfig():
+        say("the lora options are not used: --full trains all weights")
+    heads = (model.config.num_kv_heads, model.config.num_heads)
+    if mesh is not None and (dropped := dropped_axes(model.params, mesh, *heads)):
+        say(f"not cut along the mesh, as sizes or heads do not divide: {', '.join(dropped)}")
     objective = sft(
         model.config,
         full_policy if config.full else adapter_policy,
@@ -87,7 +96,7 @@ def run(config: SftConfig) -> Path:
     del trainable
     if config.full:
         model = dataclasses.replace(model, params=None)  # the state has its own copy
-    places = None if mesh is None else tree_shardings(state, mesh, model.config.num_kv_heads)
+    places = None if mesh is None else tree_shardings(state, mesh, *heads)
     state = state if mesh is None else jax.device_put(state, places)
     step = make_step(objective, optimizer, max_grad_norm=config.max_grad_norm or None, state_shardings=places)
     plan, compiled = _compile(sizes, plan, steps, step, state, frozen, mesh, say)
@@ -136,8 +145,8 @@ def _start(config: SftConfig, model: Model) -> tuple[Any, Any, Any]:
     options = dataclasses.asdict(config.lora)
     if config.adapter is not None:
         loaded = load_adapter(config.adapter, model)
-        spec = dataclasses.replace(loaded.spec, dropout=config.lora.dropout)
-        adapters = Adapters(loaded.factors, spec)
+        kept = loaded.spec.dropout if config.lora.dropout is None else config.lora.dropout
+        adapters = Adapters(loaded.factors, dataclasses.replace(loaded.spec, dropout=kept))
     else:
         adapters = init(jax.random.key(config.seed), model, **options)
         if outside := [path for path in adapters.factors if not path.startswith("layers/")]:
@@ -221,16 +230,26 @@ def _save(config: SftConfig, model: Model, state: TrainState, spec: Any) -> None
     with fill_folder(config.output) as aside:
         if config.full:
             write(aside, model, state.trainable)
+            check_written(aside, model.config, state.trainable)
         else:
             adapters = Adapters(state.trainable, spec)
             save_adapter(aside, adapters, model, base_name=config.model)
-            check_saved(adapters, load_adapter(aside, model))
+            _check_adapter(adapters, load_adapter(aside, model))
 
 
-def check_saved(saved: Adapters, read: Adapters) -> None:
-    """RunError unless an adapter read again gives the same numbers for every layer that it adapts."""
-    # On the host: what is cut over a mesh is added in another order.
-    want, got = (delta_norms(jax.device_get(adapters)) for adapters in (saved, read))
-    same = want.keys() == got.keys() and all(jnp.array_equal(want[path], got[path]) for path in want)
-    if not same:
+def _check_adapter(saved: Adapters, read: Adapters) -> None:
+    """RunError unless the adapter that was read again has the factors and scales of every layer, bit for bit."""
+
+    def numbers(adapters: Adapters) -> Any:
+        spec = adapters.spec
+        live = {
+            path: (f["lora_A"] * spec.rank_mask[path][..., None], f["lora_B"] * spec.rank_mask[path][..., None, :])
+            for path, f in adapters.factors.items()
+        }
+        return jax.device_get((live, spec.scale))
+
+    want, got = numbers(saved), numbers(read)
+    if jax.tree.structure(want) != jax.tree.structure(got) or not all(
+        np.array_equal(a, b) for a, b in zip(jax.tree.leaves(want), jax.tree.leaves(got), strict=True)
+    ):
         raise RunError("the adapter that was written is not the one that was trained; nothing was kept.")

@@ -15,7 +15,9 @@ class LoraConfig:
 
     rank: int = option(16, "rank of each adapted matrix", range="[1, inf)")
     alpha: float = option(32.0, "scaling is alpha / rank", range="(0, inf)")
-    dropout: float = option(0.0, "of the inputs of the low-rank branch", range="[0, 1)")
+    dropout: float | None = option(
+        None, "of the inputs of the low-rank branch; none is 0, or that of --adapter", range="[0, 1)"
+    )
     targets: str | tuple[str, ...] = option("all-linear", "all-linear, names joined by commas, or re:PATTERN")
     variant: Literal["lora"] = option("lora", "kind of adapter")
 
@@ -52,7 +54,7 @@ class SftConfig:
     remat: Literal["auto", "none", "full", "attention", "qkv", "mlp"] = option(
         "auto", "what the backward pass keeps of each layer; full recomputes all"
     )
-    mesh: str | None = option(None, "data=..,fsdp=..,tensor=..; none puts all devices on fsdp")
+    mesh: str | None = option(None, "data=..,fsdp=..,tensor=..; none puts all accelerators on fsdp")
     seed: int = option(0, "of order, adapter and dropout", range="[0, 4294967295]")
 
 
@@ -63,12 +65,14 @@ def resolve(config: SftConfig) -> SftConfig:
     """The configuration with what depends on other options filled in; contradictions are refused."""
     if config.full and config.adapter is not None:
         raise InputError(f"`--adapter` must not be given with `--full`; got {config.adapter}. Choose one.")
-    if config.full and config.lora != LoraConfig():
-        raise InputError("`--lora.*` must not be set with `--full`: there is no adapter. Drop one of them.")
-    if config.adapter is not None and dataclasses.replace(config.lora, dropout=0.0) != LoraConfig():
+    if config.adapter is not None and dataclasses.replace(config.lora, dropout=None) != LoraConfig():
         raise InputError(
             "`--lora.rank`, `alpha`, `targets` and `variant` must not be set with `--adapter`: they come from "
             f"{config.adapter}. Drop them, or start a fresh adapter."
+        )
+    if config.steps is not None and config.epochs != SftConfig.epochs:
+        raise InputError(
+            f"`--epochs` must not be set with `--steps`; got {config.epochs} and {config.steps}. Drop one."
         )
     if config.double_quant:
         raise InputError("`--double-quant` must be off with `--quantize none`: nothing is quantised.")
@@ -76,4 +80,7 @@ def resolve(config: SftConfig) -> SftConfig:
     rate = LEARNING_RATE[kind] if config.learning_rate is None else config.learning_rate
     # Keeping gate and up costs memory that a full run has no use for: there it is slower (measured on CPU).
     remat = {"full": "qkv", "adapter": "mlp"}[kind] if config.remat == "auto" else config.remat
-    return dataclasses.replace(config, learning_rate=rate, remat=remat)
+    fresh = not config.full and config.adapter is None
+    dropout = 0.0 if fresh and config.lora.dropout is None else config.lora.dropout
+    lora = dataclasses.replace(config.lora, dropout=dropout)
+    return dataclasses.replace(config, learning_rate=rate, remat=remat, lora=lora)

@@ -33,7 +33,8 @@ def train(
     """Runs steps `state.step` to `steps` and reports each; batch n + 1 is made while the device works on step n.
 
     Args:
-      next_batch: step n -> (device batch, host facts with "num_tokens" of this batch, "trained_tokens", "epoch").
+      next_batch: step n -> (device batch, host facts: "num_tokens" and "trained_tokens" of this batch, "epoch");
+        the record's "num_tokens" counts over the run, as the field has it.
       learning_rate: the schedule, update number -> rate; the rate recorded is the one the step used.
       max_skipped_steps: so many skipped in a row end the run.
       report: gets each record, in order.

@@ -4,11 +4,13 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
 from jaxpost.core.errors import InputError
+from jaxpost.core.tree import path_string
 
 SCHEDULES: Mapping[str, Callable] = {
     "constant": lambda left: jnp.ones_like(left),
@@ -38,5 +40,18 @@ def schedule(name: str, peak: float, steps: int, warmup_ratio: float) -> Callabl
 
 
 def adamw(learning_rate: float | optax.Schedule, *, weight_decay: float = 0.0) -> optax.GradientTransformation:
-    """AdamW with the field's betas (0.9, 0.999) and epsilon 1e-8 (Loshchilov & Hutter 2019, algorithm 2)."""
-    return optax.adamw(learning_rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=weight_decay)
+    """AdamW with the field's betas (0.9, 0.999) and epsilon 1e-8 (Loshchilov & Hutter 2019, algorithm 2).
+
+    Norms and biases do not decay; which leaves they are is told by their names, as stacks have an axis more.
+    """
+    return optax.adamw(learning_rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=weight_decay, mask=_decays)
+
+
+def _decays(params: Any) -> Any:
+    """Per leaf, whether weight decay acts on it."""
+
+    def decays(path: tuple, _: Any) -> bool:
+        name = path_string(path)
+        return "norm" not in name and not name.endswith("bias")
+
+    return jax.tree_util.tree_map_with_path(decays, params)

@@ -1,10 +1,12 @@
 """Programs compiled before step 0: what runs, what it costs in memory, and the largest micro-batch that fits."""
 
 import ctypes
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +15,7 @@ from jax.sharding import Mesh
 
 from jaxpost.core.errors import InputError
 
+CGROUP = Path("/sys/fs/cgroup")
 SHARE = 0.9  # of the memory that is free which a program may ask for
 # XLA:CPU of JAX 0.10.2 otherwise starts independent collectives in another order on each device: some programs hang.
 COLLECTIVES_IN_ORDER = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
@@ -85,7 +88,16 @@ def free_bytes() -> int:
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-    return psutil.virtual_memory().available // len(jax.local_devices())
+    return int(min(psutil.virtual_memory().available, _container_bytes())) // len(jax.local_devices())
+
+
+def _container_bytes() -> float:
+    """What a container (cgroup v2) still allows, which the host's figure does not tell; no bound: infinity."""
+    try:
+        bound, used = ((CGROUP / f"memory.{name}").read_text().strip() for name in ("max", "current"))
+    except OSError:
+        return math.inf
+    return math.inf if bound == "max" else max(0.0, float(bound) - float(used))
 
 
 def compile_largest(

@@ -16,9 +16,11 @@ import optax
 )
 @dataclass(frozen=True)
 class TrainState:
-    """Attributes:
-    step: batches seen.   updates: optimizer updates made.   skipped: batches in a row that gave no update.
-    trainable: what is trained, float32.   opt_state: of the optimizer.   key: the run's PRNG key.
+    """What a step takes and gives.
+
+    Attributes:
+      step: batches seen.   updates: optimizer updates made.   skipped: batches in a row that gave no update.
+      trainable: what is trained, float32.   opt_state: of the optimizer.   key: the run's PRNG key.
     """
 
     # Any: jax rebuilds pytrees with placeholders, shardings or shapes as leaves.

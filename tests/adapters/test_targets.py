@@ -6,8 +6,8 @@ from decoders import GLOBAL, LOCAL, adapted, gemma, llama, params
 from refusals import refused
 
 from jaxpost.adapters import bind
-from jaxpost.adapters.targets import matrices, module_names, select, stages_of
-from jaxpost.stages import Stage
+from jaxpost.adapters.targets import matrices, select, stages_of
+from jaxpost.stages import Stage, hf_names
 
 LLAMA = params(llama(qkv_bias=True))
 GEMMA = params(gemma([LOCAL, GLOBAL, LOCAL, GLOBAL, LOCAL]))  # layers 0 2 | 1 3 stacked, 4 by itself
@@ -25,7 +25,7 @@ def chosen(tree, targets):
     stages = stages_of(tree) if "layers" in tree else ()
     hits = select(tree, targets)
     return sorted(
-        name for path, hit in hits.items() for name, on in zip(module_names(path, stages), hit, strict=True) if on
+        name for path, hit in hits.items() for name, on in zip(hf_names(path, stages), hit, strict=True) if on
     )
 
 
@@ -92,12 +92,12 @@ def test_what_selects_nothing_is_refused(targets, mentions):
 
 def test_stages_are_read_off_the_shapes():
     assert stages_of(GEMMA) == (Stage((0, 1), 2), Stage((0,), 1))
-    assert module_names("layers/0/1/mlp/up_proj", stages_of(GEMMA)) == [
+    assert hf_names("layers/0/1/mlp/up_proj", stages_of(GEMMA)) == (
         "model.layers.1.mlp.up_proj",
         "model.layers.3.mlp.up_proj",
-    ]
-    assert module_names("embed_tokens", stages_of(GEMMA)) == ["model.embed_tokens"]
-    assert module_names("lm_head", stages_of(GEMMA)) == ["lm_head"]
+    )
+    assert hf_names("embed_tokens", stages_of(GEMMA)) == ("model.embed_tokens",)
+    assert hf_names("lm_head", stages_of(GEMMA)) == ("lm_head",)
 
 
 def test_a_bound_tree_has_the_same_matrices():

@@ -13,9 +13,10 @@ from refusals import refused
 from safetensors.numpy import load_file, save_file
 
 import jaxpost
-from jaxpost.hub.names import leaves, tensor_names
+from jaxpost.hub.names import leaves
 from jaxpost.models.config import abstract_params
 from jaxpost.sharding import make_mesh, tree_shardings
+from jaxpost.stages import hf_names
 
 MESHES = [(8, 1, 1), (1, 8, 1), (1, 4, 2), (1, 2, 4), (2, 2, 2)]
 
@@ -59,7 +60,7 @@ def test_stacks_hold_the_tensors(tmp_path, family, shards):
 def test_remainder_layers_are_in_their_places(tmp_path):
     folder = tiny.make(tmp_path, "gemma3_text", num_hidden_layers=14)
     model = jaxpost.load(folder)
-    names = tensor_names("layers/1/0/mlp/up_proj/weight", model.config.stages)
+    names = hf_names("layers/1/0/mlp/up_proj/weight", model.config.stages)
     assert names == ("model.layers.12.mlp.up_proj.weight", "model.layers.13.mlp.up_proj.weight")
     got, expected = np.asarray(model.params["layers"][1][0]["mlp"]["up_proj"]["weight"]), tensors_of(folder)
     assert np.array_equal(got[1], expected[names[1]])
@@ -119,7 +120,7 @@ def test_loading_onto_a_mesh(tmp_path, family, shape):
     folder = tiny.make(tmp_path, family, hidden_size=48, intermediate_size=64)
     mesh, plain = make_mesh(shape), jaxpost.load(folder)
     model = jaxpost.load(folder, dtype="bfloat16", mesh=mesh)
-    wanted = tree_shardings(abstract_params(plain.config), mesh, plain.config.num_kv_heads)
+    wanted = tree_shardings(abstract_params(plain.config), mesh, plain.config.num_kv_heads, plain.config.num_heads)
     assert jax.tree.map(lambda x: x.sharding, model.params) == wanted
     for got, expected in zip(jax.tree.leaves(model.params), jax.tree.leaves(plain.params), strict=True):
         assert np.array_equal(np.asarray(got), np.asarray(expected).astype(ml_dtypes.bfloat16))

@@ -44,14 +44,14 @@ def edit(folder, **changes):
 
 def deltas(adapters, config):
     """scale B A of every adapted module by Hugging Face name, as the live model has it."""
-    from jaxpost.hub.names import tensor_names
+    from jaxpost.stages import hf_names
 
     out = {}
     for path, f in adapters.factors.items():
         gain = adapters.spec.scale[path][:, None] * adapters.spec.rank_mask[path]
         product = np.asarray(jnp.einsum("lor,lr,lri->loi", f["lora_B"], gain, f["lora_A"]))
         live = np.asarray(adapters.spec.rank_mask[path]).any(1)
-        out |= {n: d for n, d, on in zip(tensor_names(path, config.stages), product, live, strict=True) if on}
+        out |= {n: d for n, d, on in zip(hf_names(path, config.stages), product, live, strict=True) if on}
     return out
 
 

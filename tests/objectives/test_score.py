@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from decoders import GLOBAL, LOCAL, adapted, documents, gemma, llama, params, random_rows, row, stack
 from numerics import assert_near, assert_same_bits
-from tolerances import FLOAT32_CPU
+from tolerances import BFLOAT16_CPU, FLOAT32_CPU
 
 from jaxpost.adapters import bind
 from jaxpost.models.decoder import forward
@@ -55,7 +55,7 @@ def test_S4_packed_equals_unpacked(name):
     """Each document's log-probabilities are those it has by itself; no document's first token has any.
 
     Mutation: jaxpost/models/attention.py: `same = jnp.take(mask.segment_ids, queries, axis=1) == theirs` -> `same = jnp.take(mask.segment_ids, queries, axis=1) >= theirs`
-    Mutation: jaxpost/objectives/score.py: `shift(tokens, ~first & (ids > 0))` -> `shift(tokens, ids > 0)`
+    Mutation: jaxpost/objectives/score.py: `mask = ~first & (ids > 0)` -> `mask = ids > 0`
     """  # noqa: E501
     config = CONFIGS[name]
     tree, lengths = params(config), [3, 1, 7, 2]
@@ -110,3 +110,22 @@ def test_scores_of_all_weights_and_of_part_of_a_row():
     half = {**rows, "loss_mask": rows["loss_mask"] * (np.arange(14) % 2 == 0)}
     whole, part = (make_score(config, full_policy)(tree, {}, r)["logp"] for r in (rows, half))
     assert_same_bits(np.asarray(part), np.where(half["loss_mask"] > 0, whole, 0.0).astype(np.float32))
+
+
+@pytest.mark.parametrize("function", ["token_logprobs", "make_score"])
+def test_the_dtype_of_the_activations(function):
+    """A float32 tree scored in bfloat16, as training in bfloat16 sees it, is near float32's numbers and not them.
+
+    Mutation: jaxpost/objectives/score.py: `rows, dtype=dtype)[0]["logp"]` -> `rows)[0]["logp"]`
+    Mutation: jaxpost/objectives/score.py: `metrics=("correct",), dtype=dtype` -> `metrics=("correct",)`
+    """
+    config = CONFIGS["llama"]
+    tree, rows = params(config), random_rows(config, 4, 14)
+    given = [jnp.asarray(rows[name]) for name in ("tokens", "segment_ids")]
+    found = {
+        "token_logprobs": lambda dtype: token_logprobs(config, tree, *given, dtype=dtype),
+        "make_score": lambda dtype: make_score(config, full_policy, dtype=dtype)(tree, {}, rows)["logp"],
+    }[function]
+    narrow, wide = np.asarray(found(jnp.bfloat16)), np.asarray(found(None))
+    assert narrow.dtype == np.float32 and np.abs(narrow - wide).max() > 1e-4
+    assert_near(narrow, wide, BFLOAT16_CPU["logps"])

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from decoders import GLOBAL, LOCAL, adapted, batch, documents, gemma, llama, params, random_rows, row, stack
 from numerics import assert_near, assert_same_bits
+from refusals import refused
 from tolerances import BFLOAT16_CPU, FLOAT32_CPU
 
 from jaxpost.adapters import merge
 from jaxpost.adapters.targets import matrices
 from jaxpost.models.decoder import forward
 from jaxpost.objectives import adapter_policy, full_policy, sft
-from jaxpost.objectives.sft import shift
+from jaxpost.objectives.targets import shift
 
 LLAMA, GEMMA = llama(), gemma([LOCAL, GLOBAL])
 KEY = jax.random.key(0)
@@ -68,8 +69,8 @@ def test_losses_are_token_weighted_means(config, loss):
 
 
 def test_S6_place_t_predicts_token_t_plus_1_once():
-    """Mutation: jaxpost/objectives/sft.py: `jnp.concatenate([tokens[:, 1:], last], axis=1)` -> `tokens`
-    Mutation: jaxpost/objectives/sft.py: `[loss_mask[:, 1:] > 0, last > 0]` -> `[last > 0, loss_mask[:, 1:] > 0]`
+    """Mutation: jaxpost/objectives/targets.py: `jnp.concatenate([tokens[:, 1:], last], axis=1)` -> `tokens`
+    Mutation: jaxpost/objectives/targets.py: `[loss_mask[:, 1:] > 0, last > 0]` -> `[last > 0, loss_mask[:, 1:] > 0]`
     """
     tokens = jnp.array([[5, 6, 7, 8, 9], [1, 2, 3, 4, 5]])
     mask = jnp.array([[0.0, 0.0, 1.0, 1.0, 0.0], [0.0, 1.0, 1.0, 1.0, 1.0]])
@@ -82,7 +83,7 @@ def test_S6_place_t_predicts_token_t_plus_1_once():
 def test_S6_the_first_token_of_the_answer_is_trained():
     """Only it is trained, and the loss is its -log p given the whole prompt.
 
-    Mutation: jaxpost/objectives/sft.py: `[loss_mask[:, 1:] > 0, last > 0]` -> `[loss_mask[:, :-1] > 0, last > 0]`
+    Mutation: jaxpost/objectives/targets.py: `[loss_mask[:, 1:] > 0, last > 0]` -> `[loss_mask[:, :-1] > 0, last > 0]`
     """
     tree, document = params(LLAMA), documents(LLAMA, [9])[0]
     r = stack([row([document], 12)])
@@ -203,8 +204,9 @@ def test_adapter_gradients_are_those_of_the_product():
 
 
 def test_unknown_metrics_and_losses_are_refused():
-    with pytest.raises(KeyError, match="perplexity"):
-        full(LLAMA, params(LLAMA), random_rows(LLAMA, 4, 14), loss="perplexity")
+    refused(lambda: sft(LLAMA, full_policy, loss="nil"), "`loss`", "nll", "'nil'", 'Did you mean "nll"')
+    with pytest.raises(ValueError, match="perplexity"):
+        full(LLAMA, params(LLAMA), random_rows(LLAMA, 4, 14), metrics=("perplexity",))
 
 
 def test_batches_are_laid_out_with_their_total():

@@ -10,7 +10,8 @@ from tolerances import FLOAT32_CPU
 
 import jaxpost
 from jaxpost.adapters import Adapters
-from jaxpost.hub.names import leaves, path_string
+from jaxpost.core.tree import path_string
+from jaxpost.hub.names import leaves
 from jaxpost.objectives import adapter_policy, full_policy, sft
 
 torch = oracle.torch

@@ -81,7 +81,8 @@ def test_a_folder_that_does_not_give_the_same_logits_is_not_kept(tmp_path, capsy
 
     base = tiny.make(tmp_path / "base")
     adapter = tiny.make_adapter(tmp_path / "adapter", base)
-    monkeypatch.setattr(export, "merge", lambda params, adapters: params)
+    merge = export.merge
+    monkeypatch.setattr(export, "merge", lambda params, adapters: merge(merge(params, adapters), adapters))
     assert run(tmp_path, base, adapter) == 1
     assert "logits" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -92,4 +93,41 @@ def test_an_empty_or_foreign_adapter_is_refused(tmp_path, capsys):
     (tmp_path / "adapter").mkdir()
     assert run(tmp_path, base, tmp_path / "adapter") == 2
     assert "adapter_config.json" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_changes_that_rounding_undoes_stop_the_export(tmp_path, capsys):
+    """A change of a thousandth of a bfloat16 step leaves the written weight as it was; in float32 it is there.
+
+    Mutation: jaxpost/recipes/export.py: `if lost := sorted(adapted - changed):` -> `if lost := []:`
+    """
+    base = tiny.make(tmp_path / "base", dtype="bfloat16")
+    model = jaxpost.load(base)
+    adapters = jaxpost.adapters.init(jax.random.key(0), model, rank=2, alpha=4.0, targets="q_proj")
+    factors = {
+        path: {"lora_A": jnp.ones_like(f["lora_A"]), "lora_B": jnp.full_like(f["lora_B"], 1e-12)}
+        for path, f in adapters.factors.items()
+    }
+    jaxpost.save_adapter(tmp_path / "adapter", jaxpost.adapters.Adapters(factors, adapters.spec), model)
+    assert run(tmp_path, base, tmp_path / "adapter") == 2
+    said = capsys.readouterr().err
+    assert "rounded away" in said and "--dtype float32" in said and said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_weight_that_the_adapter_does_not_adapt_may_not_change(tmp_path, capsys, monkeypatch):
+    """Mutation: jaxpost/recipes/export.py: `if others := sorted(changed - adapted):` -> `if others := []:`"""
+    from jaxpost.recipes import export
+
+    base = tiny.make(tmp_path / "base")
+    adapter = tiny.make_adapter(tmp_path / "adapter", base, targets=("q_proj",))
+    merge = export.merge
+
+    def stray(params, adapters):
+        made = merge(params, adapters)
+        return {**made, "norm": {"weight": made["norm"]["weight"] * 1.0001}}
+
+    monkeypatch.setattr(export, "merge", stray)
+    assert run(tmp_path, base, adapter) == 1
+    assert "model.norm.weight" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -219,3 +219,21 @@ def test_the_rank_and_scaling_are_written(sft):
         assert settings[key] == expected
     settings = json.loads((sft("--lora.dropout", "0.5").out / "adapter_config.json").read_text())
     assert settings["lora_dropout"] == 0.5
+
+
+def test_the_dropout_of_an_adapter_is_kept_unless_given(sft, places, models, tmp_path):
+    """Mutation: jaxpost/recipes/sft.py: `kept = loaded.spec.dropout if config.lora.dropout is None else config.lora.dropout` -> `kept = config.lora.dropout or 0.0`"""  # noqa: E501
+    adapter = tiny.make_adapter(tmp_path / "adapter", models(), rank=4, alpha=8, lora_dropout=0.5)
+    kept, same, none = (
+        sft("--adapter", str(adapter), *more) for more in [(), ("--lora.dropout", "0.5"), ("--lora.dropout", "0")]
+    )
+    assert kept.column("loss") == same.column("loss") != none.column("loss")
+    written = [json.loads((run.out / "adapter_config.json").read_text())["lora_dropout"] for run in (kept, none)]
+    assert written == [0.5, 0.0]
+
+
+def test_full_training_says_that_lora_options_are_not_used(sft):
+    """Mutation: jaxpost/recipes/sft.py: `if config.full and config.lora != LoraConfig():` -> `if False:`"""
+    plain, given = sft("--full"), sft("--full", "--lora.rank", "4")
+    assert "lora options are not used" in given.stderr and "lora options" not in plain.stderr
+    assert given.digest() == plain.digest()

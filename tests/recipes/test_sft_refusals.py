@@ -123,6 +123,8 @@ OPTIONS = {
     "head": (["--lora.targets", "q_proj,lm_head"], ["lm_head"]),
     "micro": (["--batch-size", "4", "--micro-batch-size", "3"], ["3", "4"]),
     "mesh": (["--mesh", "data=2,pipe=4"], ["pipe"]),
+    "steps and epochs": (["--steps", "3", "--epochs", "2"], ["--steps", "--epochs"]),
+    "rank and adapter": (["--adapter", "x", "--lora.rank", "4"], ["--lora.rank", "--adapter"]),
     "full and adapter": (["--full", "--adapter", "x"], ["--adapter", "--full"]),
 }
 

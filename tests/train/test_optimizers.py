@@ -11,6 +11,7 @@ from numerics import assert_near
 from refusals import refused
 from tolerances import FLOAT32_CPU
 
+from jaxpost.core.tree import path_string
 from jaxpost.train import adamw, schedule
 
 
@@ -62,3 +63,22 @@ def test_adamw(weight_decay):
         step = (m / (1 - 0.9 ** (n + 1))) / (np.sqrt(v / (1 - 0.999 ** (n + 1))) + 1e-8)
         w = w - float(rate(n)) * (step + weight_decay * w)
     assert_near(params, w, FLOAT32_CPU["same_maths"])
+
+
+def test_norms_and_biases_do_not_decay():
+    """Stacked too, where their axes tell nothing; a factor decays.
+
+    Mutation: jaxpost/train/optimizers.py: `return "norm" not in name and not name.endswith("bias")` -> `return True`
+    """
+    params = {
+        "layers": (
+            ({"input_layernorm": {"weight": jnp.ones((3, 4))}, "q_proj": {"weight": jnp.ones(4), "bias": jnp.ones(4)}},)
+        ),
+        "norm": {"weight": jnp.ones(4)},
+        "layers/0/0/self_attn/q_proj": {"lora_A": jnp.ones((2, 4)), "lora_B": jnp.ones((4, 2))},
+    }
+    optimizer = adamw(0.5, weight_decay=0.5)
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    moved = {path_string(path) for path, x in jax.tree_util.tree_leaves_with_path(updates) if float(jnp.abs(x).max())}
+    factor = "layers/0/0/self_attn/q_proj"
+    assert moved == {"layers/0/q_proj/weight", f"{factor}/lora_A", f"{factor}/lora_B"}

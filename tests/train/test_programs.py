@@ -1,5 +1,7 @@
 """Programs: compiled once, their memory said before they run, the largest micro-batch that fits."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -8,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 from refusals import refused
 
 from jaxpost.sharding import make_mesh
+from jaxpost.train import programs
 from jaxpost.train.programs import (
     COLLECTIVES_IN_ORDER,
     SHARE,
@@ -134,6 +137,18 @@ def test_free_memory_is_asked_of_the_device():
     assert 0 < free_bytes() < 2**50
     size, _ = compile_largest(lambda size: {0: product(size)}, [4, 2])
     assert size == 4
+
+
+@pytest.mark.parametrize(("bound", "used", "want"), [("1000", "400", 600), ("1000", "1200", 0), ("max", "5", 2**40)])
+def test_a_container_bounds_the_free_memory(tmp_path, monkeypatch, bound, used, want):
+    """Mutation: jaxpost/train/programs.py: `min(psutil.virtual_memory().available, _container_bytes())` -> `psutil.virtual_memory().available`"""  # noqa: E501
+    (tmp_path / "memory.max").write_text(bound + "\n")
+    (tmp_path / "memory.current").write_text(used + "\n")
+    monkeypatch.setattr(programs, "CGROUP", tmp_path)
+    monkeypatch.setattr(programs.psutil, "virtual_memory", lambda: types.SimpleNamespace(available=2**40))
+    assert free_bytes() == want // len(jax.local_devices())
+    monkeypatch.setattr(programs, "CGROUP", tmp_path / "none")
+    assert free_bytes() == 2**40 // len(jax.local_devices())
 
 
 def test_peak_is_arguments_and_what_is_new():
