@@ -98,7 +98,7 @@ def dropped_axes(tree: Any, mesh: Mesh, num_kv_heads: int | None = None, num_hea
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         names = path_string(path).split("/")
         spec = leaf_spec(names, tuple(leaf.shape), mesh, num_kv_heads, num_heads)
-        missing = [a for a in _table_axes(names, len(leaf.shape)) if a and mesh.shape[a] > 1 and a not in spec]
+        missing = [a for a in _table_axes(names, len(leaf.shape)) if a and a not in spec]
         found |= {f"{'/'.join(names[-2:])}: {axis}" for axis in missing}
     return sorted(found)
 

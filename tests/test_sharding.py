@@ -211,9 +211,7 @@ def test_a_query_head_is_never_cut(heads, want):
 
 
 def test_axes_that_are_not_used_are_told():
-    """Mutation: jaxpost/sharding.py: `and mesh.shape[a] > 1 and a not in spec` -> `and a not in spec`
-    Mutation: jaxpost/sharding.py: `and mesh.shape[a] > 1 and a not in spec` -> `and mesh.shape[a] > 1`
-    """
+    """Mutation: jaxpost/sharding.py: `if a and a not in spec]` -> `if a]`"""
     shapes = {"k_proj": (4, 16, 16), "up_proj": (4, 30, 16), "down_proj": (4, 16, 30), "q_proj": (4, 32, 16)}
     tree = {module: {"weight": jax.ShapeDtypeStruct(shape, jnp.float32)} for module, shape in shapes.items()}
     tree["norm"] = {"weight": jax.ShapeDtypeStruct((16,), jnp.float32)}

@@ -12,6 +12,7 @@ from jaxpost.core.options import options, union_members
 from jaxpost.recipes.sft_config import SftConfig
 
 KNOWN = {option.name: option for option in options(SftConfig)}
+FULL = ("--full", "--steps", "4", "--batch-size", "2", "--max-length", "64", "--dtype", "float32")
 EPOCH = ("--epochs", "1", "--batch-size", "2", "--max-length", "64", "--dtype", "float32")
 
 
@@ -94,7 +95,7 @@ ALIVE = [
     *(("remat", value, temporaries) for value in ("none", "full", "attention", "qkv")),
     ("mesh", "data=2,tensor=4", arguments),
     ("seed", "1", tensors),
-    ("seed", "1", losses),
+    ("seed", "1", losses, FULL),  # no adapter is drawn: only the order of the rows is
 ]
 # option, a value that is refused
 REFUSED = [

@@ -38,7 +38,6 @@ def test_loss_and_gradient_norm_follow_trl_over_50_steps(tmp_path, micro, packin
     """Loss within 1e-3 and gradient norm within 1 % at every step; unpacked, and packed, which TRL did not do.
 
     Mutation: jaxpost/train/optimizers.py: `b2=0.999` -> `b2=0.99`
-    Mutation: jaxpost/train/step.py: `max_norm / (norm + 1e-6)` -> `0.5 * max_norm / (norm + 1e-6)`
     Mutation: jaxpost/objectives/sft.py: `totals["tokens"], 1.0)` -> `count, 1.0)`
     """
     run = json.loads((GOLDEN / "run.json").read_text())
