@@ -10,6 +10,7 @@ interval is a 95 % bootstrap over schemas, since rows of one schema are not inde
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -26,7 +27,7 @@ from jaxpost.data.encode import encode_rows
 from jaxpost.data.sources import read_rows
 from jaxpost.objectives import adapter_policy, make_score
 from jaxpost.recipes.sft import run
-from jaxpost.recipes.sft_config import SftConfig, resolve
+from jaxpost.recipes.sft_config import SftConfig
 
 HERE = Path(__file__).resolve().parent
 MAX_LENGTH = 256
@@ -88,6 +89,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--heldout", type=int, default=400)
     args = parser.parse_args()
+    # transformers would say that it found no PyTorch; it is not needed here.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     print(f"task seed {args.task_seed}, run seed {args.seed}", flush=True)
     folder = subprocess.run([HERE / "demo_model"], check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1]
     rows = args.output / "rows"
@@ -114,7 +117,7 @@ def main() -> None:
         schedule="constant",
         seed=args.seed,
     )
-    run(resolve(config))
+    run(config)
     seconds = time.perf_counter() - started
     tuned = exact_rows(model, jaxpost.load_adapter(config.output, model), rows / "heldout.jsonl")
     print(table_line(f"LoRA r=16, {args.steps} steps", tuned, schemas))

@@ -7,7 +7,7 @@ import pytest
 from numerics import assert_near, assert_same_bits
 from tolerances import BFLOAT16_CPU, FLOAT32_CPU
 
-from jaxpost.weights import Weight, along_last, embed, linear, materialize
+from jaxpost.weights import Weight, along_last, contract, embed, linear, materialize
 
 SHAPES = [((7,), 5, 3), ((2, 9), 3, 8), ((1,), 1, 1), ((2, 3, 5), 11, 11), ((), 4, 6)]  # batch, in, out
 
@@ -32,7 +32,7 @@ def test_linear_and_its_gradients(batch, d_in, d_out, seed):
 def test_a_product_in_bfloat16_sums_in_float32():
     """1024 + 1 + 1 + ... in bfloat16 would stay 1024; forward and both gradients ask for float32 sums.
 
-    Mutation: jaxpost/weights.py: `preferred_element_type=jnp.promote_types(jnp.float32, out_dtype)` -> `preferred_element_type=out_dtype`
+    Mutation: jaxpost/weights.py: `preferred_element_type=wide` -> `preferred_element_type=out_dtype`
     """  # noqa: E501
     x = jnp.ones((1, 4096), jnp.bfloat16).at[0, 0].set(1024.0)
     w = jnp.ones((2, 4096), jnp.bfloat16)
@@ -137,3 +137,26 @@ def test_any_object_with_the_methods_is_a_weight():
 def test_a_vector_meets_the_last_axis():
     x = jnp.zeros((2, 3, 4))
     assert_same_bits(x + along_last(jnp.arange(4.0), x), jnp.broadcast_to(jnp.arange(4.0), x.shape))
+
+
+@pytest.mark.parametrize("size", [64, 65, 1000, 4096])
+@pytest.mark.parametrize("axes", [(1, 1), (1, 0), (0, 0)])
+def test_highest_precision_sums_in_parts(size, axes):
+    """The error of a long chain of like terms falls, every term is there once, and the default has one dot.
+
+    Mutation: jaxpost/weights.py: `parts[n] + parts[n + 1] if n + 1 < len(parts)` -> `parts[n] + parts[n] if n + 1 < len(parts)`
+    Mutation: jaxpost/weights.py: `return asked in ("highest", "float32")` -> `return False`
+    Mutation: jaxpost/weights.py: `return asked in ("highest", "float32")` -> `return True`
+    """  # noqa: E501
+    rng = np.random.default_rng(size)
+    x, w = rng.uniform(0.5, 1.0, (3, size)), rng.uniform(0.5, 1.0, (5, size))
+    a, b = (jnp.asarray(m if axis else m.T, jnp.float32) for m, axis in zip((x, w), axes, strict=True))
+    want = np.asarray(x, np.float32).astype(np.float64) @ np.asarray(w, np.float32).astype(np.float64).T
+    dots = lambda: str(jax.make_jaxpr(lambda a, b: contract(a, b, axes, jnp.float32))(a, b)).count("dot_general")  # noqa: E731
+    assert dots() == 1
+    error = np.abs(np.asarray(contract(a, b, axes, jnp.float32)) - want).max()
+    with jax.default_matmul_precision("highest"):
+        assert dots() == -(-size // 64)
+        parted = np.abs(np.asarray(contract(a, b, axes, jnp.float32)) - want).max()
+    assert parted <= 1e-6 * want.max()
+    assert size < 4096 or parted < error / 2

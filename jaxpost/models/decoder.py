@@ -14,7 +14,7 @@ from jaxpost.models.attention import MaskSpec, attention
 from jaxpost.models.config import LayerKind, ModelConfig, Rope
 from jaxpost.models.rope import RopeTables, rotate, tables
 from jaxpost.sharding import constrain_batch, gather_table
-from jaxpost.weights import along_last, embed, linear, materialize
+from jaxpost.weights import along_last, contract, embed, linear, materialize
 
 Params = Mapping[str, Any]
 
@@ -99,7 +99,7 @@ def _period(
         if remat != "none":
             policy = jax.checkpoint_policies.save_only_these_names(*REMAT_SAVES[remat])
             run = jax.checkpoint(run, policy=policy, prevent_cse=False)
-        # Without this constraint XLA gives wrong gradients with the right loss on a (2, 2, 2) mesh.
+        # A scan without this constraint can have wrong gradients with the right loss (test_R6b).
         h = constrain_batch(run(layer, h, ropes[kind.rope], mask))
     return h, None
 
@@ -151,8 +151,13 @@ def forward(
     segment_ids: Int[Array, " B T"] | None = None,
     positions: Int[Array, " B T"] | None = None,
 ) -> Float[Array, " B T V"]:
-    """Logits of every token, float32; finite at padding. Training never calls this: see `models.vocab`."""
-    h = hidden_states(config, params, tokens, segment_ids, positions)
-    logits = jnp.einsum("btd,vd->btv", h, materialize(head_weight(params), h.dtype), preferred_element_type=jnp.float32)
+    """Logits of every token, float32; finite at padding. Training never calls this: see `models.vocab`.
+
+    For comparing and looking, so matrix products have the precision "highest" whatever the default is.
+    """
+    with jax.default_matmul_precision("highest"):
+        h = hidden_states(config, params, tokens, segment_ids, positions)
+        head = materialize(head_weight(params), h.dtype)
+        logits = contract(h.reshape(-1, h.shape[-1]), head, (1, 1), jnp.float32).reshape(*tokens.shape, -1)
     cap = config.logit_softcap
     return logits if cap is None else cap * jnp.tanh(logits / cap)

@@ -51,9 +51,10 @@ def test_tensors_equal_transformers_gguf_loader(imported, oracle):
 def test_logits_equal_transformers_gguf_loader(imported, oracle):
     """Of our folder in transformers and in jaxpost: weights, configuration and model together.
 
-    Logits reach 33 here, and transformers' own float32 is up to 0.9e-4 off its float64: jaxpost is held to the
-    relative bound of the same maths summed in another order.
-    """
+    Logits reach 33 here, and transformers' own float32 is 0.6e-4 off float64 on these tokens.
+
+    Mutation: jaxpost/weights.py: `return asked in ("highest", "float32")` -> `return False`
+    """  # noqa: E501
     tokens = np.random.default_rng(0).integers(0, 49152, (2, 40), dtype=np.int32)
     again = AutoModelForCausalLM.from_pretrained(imported, dtype=torch.float32).eval()
     with torch.inference_mode():
@@ -61,7 +62,7 @@ def test_logits_equal_transformers_gguf_loader(imported, oracle):
     assert np.abs(theirs - want).max() <= FLOAT32_CPU["logits"].absolute
     model = jaxpost.load(imported, dtype="float32")
     ours = np.asarray(jaxpost.forward(model.config, model.params, jnp.asarray(tokens)))
-    assert np.abs(ours - want).max() <= FLOAT32_CPU["same_maths"].relative * np.abs(want).max()
+    assert np.abs(ours - want).max() <= FLOAT32_CPU["logits"].absolute
 
 
 def published_rule():
