@@ -138,9 +138,15 @@ def _table_axes(names: Sequence[str], rank: int) -> list[str | None]:
 
 
 def _mesh() -> Any:
-    """The mesh in force (`jax.set_mesh`) if it has our axes, else None: then nothing here constrains anything."""
+    """The mesh in force (`jax.set_mesh`) if it is one of ours, else None: then nothing here constrains."""
     mesh = jax.sharding.get_abstract_mesh()
-    return None if mesh.empty or not set(AXES) <= set(mesh.shape) else mesh
+    missing = [axis for axis in AXES if axis not in mesh.shape]
+    if 0 < len(missing) < len(AXES):
+        raise InputError(
+            f"a mesh must have the axes {', '.join(AXES)}; got {', '.join(mesh.shape)}. Make it with `make_mesh`: an "
+            "axis may have size 1."
+        )
+    return None if missing else mesh
 
 
 def constrain_batch(x: jax.Array) -> jax.Array:

@@ -4,6 +4,7 @@ A weight is an Array `[out, in]`, or an object with the methods of `Weight` (an 
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Int
 
-PARTIAL_SUM = 64  # terms; shorter ones gain nothing on a model of 30 layers
+PARTIAL_SUM = 64  # terms; shorter sums gain nothing on a model of 30 layers
 
 
 @runtime_checkable
@@ -59,6 +60,7 @@ def embed(tokens: Int[Array, " *batch"], w: AnyWeight, dtype: Any = None) -> Flo
     if isinstance(w, Weight):
         return w.take(tokens, dtype)
     # An id outside the table gives NaN, which the step's guard reports, where XLA alone would clamp it in silence.
+    tokens = tokens.astype(jnp.int32)
     tokens = jnp.where(tokens < 0, w.shape[0], tokens)  # a negative one would count from the end
     return w.at[tokens].get(mode="fill", fill_value=jnp.nan).astype(dtype or w.dtype)
 
@@ -80,19 +82,33 @@ def along_last(v: Float[Array, " D"], x: Float[Array, " *batch D"]) -> Array:
 def contract(a: Array, b: Array, axes: tuple[int, int], out_dtype: Any) -> Array:
     """Dot of two matrices over a's axis axes[0] and b's axis axes[1], summed in float32 at least.
 
-    Under `jax.default_matmul_precision("highest")` the sum is made of partial ones on CPUs: XLA:CPU adds a whole
+    Under `jax.default_matmul_precision("highest")` CPUs sum `PARTIAL_SUM` terms at a time: XLA:CPU adds a whole
     contraction in one chain, whose error grows with its length.
     """
     wide = jnp.promote_types(jnp.float32, out_dtype)
     dims = (((axes[0],), (axes[1],)), ((), ()))
     dot = functools.partial(jax.lax.dot_general, dimension_numbers=dims, preferred_element_type=wide)
-    if jax.default_backend() != "cpu" or not _highest():
-        return dot(a, b).astype(out_dtype)
-    cuts = list(range(PARTIAL_SUM, a.shape[axes[0]], PARTIAL_SUM))
-    parts = [dot(*pair) for pair in zip(jnp.split(a, cuts, axes[0]), jnp.split(b, cuts, axes[1]), strict=True)]
-    while len(parts) > 1:
-        parts = [parts[n] + parts[n + 1] if n + 1 < len(parts) else parts[n] for n in range(0, len(parts), 2)]
-    return parts[0].astype(out_dtype)
+    in_parts = jax.default_backend() == "cpu" and _highest() and a.shape[axes[0]] > PARTIAL_SUM
+    return (_dot_in_parts(dot, a, b, axes) if in_parts else dot(a, b)).astype(out_dtype)
+
+
+def _dot_in_parts(dot: Callable, a: Array, b: Array, axes: tuple[int, int]) -> Array:
+    """The sum of the dots of `PARTIAL_SUM` terms each; what an addition rounds off goes into the next (Kahan 1965)."""
+    count, rest = divmod(a.shape[axes[0]], PARTIAL_SUM)
+
+    def part(start: Any, size: int) -> Array:
+        cuts = (jax.lax.dynamic_slice_in_dim(x, start, size, axis) for x, axis in zip((a, b), axes, strict=True))
+        return dot(*cuts)
+
+    def add(n: Any, sums: tuple[Array, Array]) -> tuple[Array, Array]:
+        total, excess = sums
+        term = part(rest + n * PARTIAL_SUM, PARTIAL_SUM) - excess
+        after = total + term
+        return after, (after - total) - term
+
+    # A remainder comes first, so that the loop's slices are of one size.
+    first = part(0, rest) if rest else jnp.zeros_like(jax.eval_shape(dot, a, b))
+    return jax.lax.fori_loop(0, count, add, (first, jnp.zeros_like(first)))[0]
 
 
 def _highest() -> bool:

@@ -46,7 +46,8 @@ class LoraWeight:
     def matmul(self, x: Float[Array, " *batch d_in"]) -> Float[Array, " *batch d_out"]:
         """x W^T + gain * (drop(x) A^T) B^T; the dropout is in the low-rank branch only."""
         low = linear(self._drop(x), self.lora_A)
-        low = (low.astype(jnp.float32) * along_last(self.gain, low)).astype(x.dtype)  # as `materialize` has it
+        wide = low.astype(jnp.promote_types(jnp.float32, x.dtype))
+        low = (wide * along_last(self.gain, low)).astype(x.dtype)  # as `materialize` has it
         return linear(x, self.base) + linear(low, self.lora_B)
 
     def take(self, ids: Array, dtype: Any = None) -> Array:

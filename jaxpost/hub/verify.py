@@ -14,18 +14,21 @@ from jaxpost.models.config import ModelConfig
 
 
 def check_written(folder: Path, config: ModelConfig, params: Any) -> None:
-    """RunError unless each tensor of the folder is, bit for bit, its part of `params` in the tensor's own dtype.
+    """RunError unless the folder holds exactly `params`: each tensor, bit for bit in its own dtype, and no other.
 
     One tensor at a time is held on the host.
     """
     stored = open_folder(folder)
     arrays = {path_string(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}
-    for leaf in leaves(config)[0]:
-        for row, name in enumerate(leaf.names):
-            array = arrays[leaf.path]
-            want = np.asarray(array[row] if leaf.stacked else array)
-            if not np.array_equal(stored[name].read(), want.astype(stored[name].dtype), equal_nan=True):
-                raise RunError(f"`{name}` read back from {folder} is not what was written; nothing was kept.")
+    wanted = {name: (leaf, row) for leaf in leaves(config)[0] for row, name in enumerate(leaf.names)}
+    wrong = sorted(wanted.keys() ^ stored.keys())
+    for name, (leaf, row) in wanted.items() if not wrong else ():
+        array = arrays[leaf.path]
+        want = np.asarray(array[row] if leaf.stacked else array)
+        if not _same_bits(stored[name].read(), want.astype(stored[name].dtype)):
+            wrong.append(name)
+    if wrong:
+        raise RunError(f"`{wrong[0]}` read back from {folder} is not what was written; nothing was kept.")
 
 
 def changed_tensors(folder: Path, base: Path) -> set[str]:
@@ -34,5 +37,9 @@ def changed_tensors(folder: Path, base: Path) -> set[str]:
     return {
         name
         for name, tensor in new.items()
-        if name not in old or not np.array_equal(tensor.read(), old[name].read().astype(tensor.dtype))
+        if name not in old or not _same_bits(tensor.read(), old[name].read().astype(tensor.dtype))
     }
+
+
+def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    return np.array_equal(np.ascontiguousarray(a).view(np.uint8), np.ascontiguousarray(b).view(np.uint8))

@@ -88,7 +88,7 @@ def attention(
     q = q.reshape(batch, length, -1, groups, dim).transpose(0, 2, 3, 1, 4)
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
     # A weight known at trace time goes into q once, not into each block's scores.
-    out = _attend((q.astype(jnp.float32) * scale).astype(q.dtype), k, v, mask)
+    out = _attend((q.astype(jnp.promote_types(jnp.float32, q.dtype)) * scale).astype(q.dtype), k, v, mask)
     return out.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, dim)
 
 

@@ -153,7 +153,8 @@ def forward(
 ) -> Float[Array, " B T V"]:
     """Logits of every token, float32; finite at padding. Training never calls this: see `models.vocab`.
 
-    For comparing and looking, so matrix products have the precision "highest" whatever the default is.
+    For comparing and looking, so matrix products have the precision "highest" whatever the default is (see
+    `weights.contract`).
     """
     with jax.default_matmul_precision("highest"):
         h = hidden_states(config, params, tokens, segment_ids, positions)

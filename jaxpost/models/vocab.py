@@ -127,8 +127,9 @@ def _measure(static: _Static, z: Float[Array, " S C V"], targets: Int[Array, " S
     if "correct" in asked:
         found["correct"] = (target >= top).astype(jnp.float32)
     if "top_entropy" in asked:
-        log_p = jax.nn.log_softmax(jax.lax.top_k(z, min(TOP_K, z.shape[-1]))[0])
-        found["top_entropy"] = -(jnp.exp(log_p) * log_p).sum(-1) / jnp.log(TOP_K)
+        size = min(TOP_K, z.shape[-1])
+        log_p = jax.nn.log_softmax(jax.lax.top_k(z, size)[0])
+        found["top_entropy"] = -(jnp.exp(log_p) * log_p).sum(-1) / jnp.log(size)
     return found
 
 

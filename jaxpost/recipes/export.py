@@ -83,6 +83,7 @@ def export(config: ExportConfig) -> tuple[list[Change], float]:
     with new_folder(config.output) as aside:
         write(aside, model, merged, dtype)
         check_written(aside, model.config, merged)
+        del merged
         check_changes(model, changes, aside)
         difference = compare(model.config, bind(wide, adapters), aside)
     return changes, difference

@@ -30,7 +30,7 @@ def inputs(shape, seed=1, dtype=jnp.float32):
 
 @pytest.mark.parametrize("batch", [(4,), (2, 3), (2, 3, 4)])
 def test_L2_a_product_with_base_and_factors_is_one_with_their_sum(batch):
-    """Mutation: jaxpost/adapters/lora.py: `low.astype(jnp.float32) * along_last(self.gain, low)` -> `low.astype(jnp.float32)`"""  # noqa: E501
+    """Mutation: jaxpost/adapters/lora.py: `wide * along_last(self.gain, low)` -> `low.astype(jnp.float32)`"""  # noqa: E501
     w, whole = lora()
     x = inputs((*batch, 5))
     assert isinstance(w, Weight) and w.shape == (7, 5)

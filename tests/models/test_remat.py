@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from decoders import PLAIN, adapted, llama, params, random_rows
 from numerics import assert_near
+from refusals import refused
 from tolerances import FLOAT32_CPU
 
 from jaxpost.adapters import Adapters, bind
@@ -31,6 +32,10 @@ def loss(trainable, remat, unroll):
 @functools.cache
 def gradients(remat, unroll=False):
     return jax.jit(jax.value_and_grad(functools.partial(loss, remat=remat, unroll=unroll)))((TREE, FOUND.factors))
+
+
+def test_an_unknown_mode_is_refused():
+    refused(lambda: gradients("ful"), "`remat`", "full", "'ful'")
 
 
 @pytest.mark.parametrize("remat", MODES)

@@ -293,3 +293,13 @@ def test_many_chunks_on_a_mesh(shape):
     arguments = there[0], jax.device_put(given[1], table), *there[1:]
     found = Program(function=function, arguments=arguments, mesh=mesh).compile().call(*arguments)
     assert_near(found, want, FLOAT32_CPU["mesh"])
+
+
+def test_the_top_entropy_of_a_small_vocabulary_is_of_all_of_it():
+    """Uniform over 8 tokens it is 1, its maximum.
+
+    Mutation: jaxpost/models/vocab.py: `/ jnp.log(size)` -> `/ jnp.log(TOP_K)`
+    """
+    hidden, targets = jnp.ones((1, 3, 4)), jnp.zeros((1, 3), jnp.int32)
+    found = over_vocab(hidden, jnp.zeros((8, 4)), targets, metrics=("top_entropy",))["top_entropy"]
+    assert_near(found, np.ones((1, 3)), FLOAT32_CPU["same_maths"])

@@ -129,7 +129,7 @@ def test_S12_the_gradient_is_the_weighted_one(loss):
     """By the head, whose gradient is known: sum over tokens of weight (p - onehot) h^T, over the total.
 
     Mutation: jaxpost/losses/sft.py: `jax.lax.stop_gradient(jnp.exp(logps)) * nll(logps)` -> `jnp.exp(logps) * nll(logps)`
-    Mutation: jaxpost/models/vocab.py: `/ jnp.log(TOP_K)` -> `/ 3.0`
+    Mutation: jaxpost/models/vocab.py: `/ jnp.log(size)` -> `/ 3.0`
     """  # noqa: E501
     tree, rows = params(LLAMA), random_rows(LLAMA, 4, 14)
     _, p, _, _, top_entropy = token_stats64(LLAMA, tree, rows)

@@ -1,5 +1,6 @@
 """What a run of `jaxpost sft` leaves: the case files' losses, an adapter, metrics, and a run.yaml that repeats it."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -8,8 +9,10 @@ import pytest
 import tiny
 
 import jaxpost
+from jaxpost.adapters import Adapters
 from jaxpost.cli import main
 from jaxpost.core.config import load_config
+from jaxpost.recipes import sft as recipe
 from jaxpost.recipes.sft_config import SftConfig
 
 CASES = Path(__file__).resolve().parents[1] / "cases"
@@ -101,3 +104,37 @@ def test_R5b_stop_ids_of_the_three_files_are_kept(tmp_path):
         assert (tmp_path / "out" / name).read_bytes() == (folder / name).read_bytes()
     before, after = (json.loads((f / "config.json").read_text()) for f in (folder, tmp_path / "out"))
     assert before == after
+
+
+@pytest.mark.parametrize("wrong", ["factor", "scale"])
+def test_an_adapter_that_reads_back_otherwise_is_not_kept(tmp_path, capsys, monkeypatch, models, rows, wrong):
+    """Mutation: jaxpost/recipes/sft.py: `_check_adapter(adapters, load_adapter(aside, model))` -> `pass`
+    Mutation: jaxpost/recipes/sft.py: `return jax.device_get((live, spec.scale))` -> `return jax.device_get(live)`
+    """
+    load = recipe.load_adapter
+
+    def other(folder, model):
+        found = load(folder, model)
+        path = next(iter(found.factors))
+        if wrong == "factor":
+            factor = found.factors[path]["lora_B"]
+            changed = {**found.factors[path], "lora_B": factor.at[(0,) * factor.ndim].add(1e-6)}
+            return Adapters({**found.factors, path: changed}, found.spec)
+        scale = {**found.spec.scale, path: found.spec.scale[path] * 1.001}
+        return Adapters(found.factors, dataclasses.replace(found.spec, scale=scale))
+
+    monkeypatch.setattr(recipe, "load_adapter", other)
+    argv = ["--model", str(models()), "--data", str(rows), "--steps", "1", "--batch-size", "2", "--max-length", "64"]
+    assert main(["sft", *argv, "--output", str(tmp_path / "out")]) == 1
+    assert "not the one that was trained" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
+
+
+def test_axes_that_do_not_divide_are_said(sft):
+    """Two key heads over four devices: k and v stay whole.
+
+    Mutation: jaxpost/recipes/sft.py: `if mesh is not None and (dropped :=` -> `if False and (dropped :=`
+    """
+    run = sft("--mesh", "data=2,tensor=4")
+    line = next(line for line in run.stderr.splitlines() if line.startswith("not cut along the mesh"))
+    assert "k_proj/weight: tensor" in line and "v_proj/weight: tensor" in line

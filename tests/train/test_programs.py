@@ -139,11 +139,12 @@ def test_free_memory_is_asked_of_the_device():
     assert size == 4
 
 
-@pytest.mark.parametrize(("bound", "used", "want"), [("1000", "400", 600), ("1000", "1200", 0), ("max", "5", 2**40)])
+@pytest.mark.parametrize(("bound", "used", "want"), [("1000", "400", 616), ("1000", "1200", 0), ("max", "5", 2**40)])
 def test_a_container_bounds_the_free_memory(tmp_path, monkeypatch, bound, used, want):
     """Mutation: jaxpost/train/programs.py: `min(psutil.virtual_memory().available, _container_bytes())` -> `psutil.virtual_memory().available`"""  # noqa: E501
     (tmp_path / "memory.max").write_text(bound + "\n")
     (tmp_path / "memory.current").write_text(used + "\n")
+    (tmp_path / "memory.stat").write_text("anon 300\ninactive_file 16\n")
     monkeypatch.setattr(programs, "CGROUP", tmp_path)
     monkeypatch.setattr(programs.psutil, "virtual_memory", lambda: types.SimpleNamespace(available=2**40))
     assert free_bytes() == want // len(jax.local_devices())
