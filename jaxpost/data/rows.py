@@ -1,11 +1,12 @@
 """The forms of row that can be trained on, made from a dictionary of columns.
 
-Three forms are understood; columns beside these are ignored, but for `tools` and `chat_template_kwargs` of rows that go
+Four forms are understood; columns beside these are ignored, but for `tools` and `chat_template_kwargs` of rows that go
 through a chat template:
 
     {"text": "..."}                                     language modelling, every token is trained
     {"prompt": ..., "completion": ...}                  two strings, or two message lists; the completion is trained
     {"messages": [{"role": ..., "content": ...}, ...]}  a conversation, the assistant's turns are trained
+    {"conversations": [{"from": ..., "value": ...}]}    the same in ShareGPT's spelling, with a `system` column or none
 """
 
 import dataclasses
@@ -14,8 +15,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxpost.core.errors import InputError, suggestion
+from jaxpost.data.sharegpt import to_messages
 
-FORMS = (("text",), ("prompt", "completion"), ("messages",))
+FORMS = (("text",), ("prompt", "completion"), ("messages",), ("conversations",))
 # Arguments of the renderer itself: a row must not overrule them through `chat_template_kwargs`.
 RESERVED_TEMPLATE_KWARGS = (
     *("messages", "conversations", "tools", "chat_template", "add_generation_prompt", "continue_final_message"),
@@ -71,12 +73,15 @@ def make_row(columns: Mapping[str, Any], *, source: int, where: str) -> Row:
         _refuse_template_columns(columns, where)
         return TextRow(source=source, where=where, text=_string(columns, "text", where))
     if form == ("messages",):
-        messages, trained_from = _messages(columns, "messages", where), 0
+        messages, trained_from = _messages(columns["messages"], "messages", where), 0
+    elif form == ("conversations",):
+        turns = to_messages(columns["conversations"], columns.get("system"), where)
+        messages, trained_from = _messages(turns, "conversations", where), 0
     elif all(isinstance(columns[name], str) for name in form):
         _refuse_template_columns(columns, where)
         return CompletionRow(source=source, where=where, prompt=columns["prompt"], completion=columns["completion"])
     else:
-        prompt, completion = (_messages(columns, name, where) for name in form)
+        prompt, completion = (_messages(columns[name], name, where) for name in form)
         messages, trained_from = prompt + completion, len(prompt)
     return ChatRow(
         source=source,
@@ -102,7 +107,7 @@ def _form(columns: Mapping[str, Any], where: str) -> tuple[str, ...]:
     found = tuple(name for form in FORMS for name in form if columns.get(name) is not None)
     if found in FORMS:
         return found
-    expected = "`text`, or `prompt` and `completion`, or `messages`"
+    expected = "`text`, or `prompt` and `completion`, or `messages`, or `conversations`"
     if found and found not in (("prompt",), ("completion",)):
         names = ", ".join(found)
         raise InputError(f"a row must have one of {expected}; got {names} at {where}. Remove the columns of one form.")
@@ -119,10 +124,9 @@ def _string(columns: Mapping[str, Any], name: str, where: str) -> str:
     return value
 
 
-def _messages(columns: Mapping[str, Any], name: str, where: str) -> list[dict[str, Any]]:
-    value = columns[name]
+def _messages(value: Any, name: str, where: str) -> list[dict[str, Any]]:
     if not isinstance(value, list):
-        both = "a string if the other is one, else " if name != "messages" else ""
+        both = "a string if the other is one, else " if name in ("prompt", "completion") else ""
         raise InputError(f"`{name}` must be {both}a list of messages; got {kind_of(value)} at {where}. Fix the row.")
     for index, message in enumerate(value):
         _check_message(message, f"{name}[{index}]", where)
@@ -132,7 +136,7 @@ def _messages(columns: Mapping[str, Any], name: str, where: str) -> list[dict[st
 def _check_message(message: Any, name: str, where: str) -> None:
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         got = f"the keys {', '.join(map(json.dumps, message))}" if isinstance(message, dict) else kind_of(message)
-        hint = ' Rename "from" and "value".' if isinstance(message, dict) and "from" in message else ""
+        hint = " Name the column `conversations`." if isinstance(message, dict) and "from" in message else ""
         raise InputError(
             f'`{name}` must be {{"role": string, "content": ...}}; got {got} at {where}. Fix or remove the row.{hint}'
         )

@@ -1,4 +1,4 @@
-"""JSON Lines files -> rows, each with its number over all files and the place it came from."""
+"""JSON Lines and Parquet files -> rows, each with its number over all files and the place it came from."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -6,19 +6,23 @@ from pathlib import Path
 from typing import Any
 
 from jaxpost.core.errors import InputError
+from jaxpost.data.parquet import read_parquet
 from jaxpost.data.rows import Row, kind_of, make_row
 
-SUFFIXES = (".jsonl", ".json")
+PARQUET = ".parquet"
+SUFFIXES = (".jsonl", ".json", PARQUET)
 BOM = b"\xef\xbb\xbf"
 
 
 def read_rows(paths: str | Path | Sequence[str | Path]) -> Iterator[Row]:
-    """The rows of one or several JSON Lines files, in order, read as they are asked for.
+    """The rows of one or several files, JSON Lines or Parquet by their endings, in order, read as they are asked for.
 
-    UTF-8 with or without a byte-order mark, LF or CRLF, blank lines and a last line without its end are all accepted.
+    Of JSON Lines, UTF-8 with or without a byte-order mark, LF or CRLF, blank lines and a last line without its end are
+    all accepted.
 
     Raises:
-      InputError: a file that is missing or of another kind (at once), a broken row (when it is reached, with its line).
+      InputError: a file that is missing or of another kind (at once), a broken row (when it is reached, with its line
+        or number).
     """
     files = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
     for file in files:
@@ -33,7 +37,7 @@ def _check_file(file: Path) -> None:
         raise InputError(f"`data` must be a file; got the folder {file}. Name the files in it.")
     if file.suffix.lower() not in SUFFIXES:
         raise InputError(
-            f"`data` must be a JSON Lines file ({' or '.join(SUFFIXES)}, one object a line); got {file}. "
+            f"`data` must be JSON Lines (.jsonl or .json, one object a line) or Parquet ({PARQUET}); got {file}. "
             "Convert it to JSON Lines."
         )
 
@@ -41,14 +45,19 @@ def _check_file(file: Path) -> None:
 def _rows(files: Sequence[Path]) -> Iterator[Row]:
     source = 0
     for file in files:
-        with file.open("rb") as lines:
-            # Bytes split at \n only: text mode would also split at a lone \r, and str.splitlines at U+2028.
-            for number, line in enumerate(lines, start=1):
-                line = (line.removeprefix(BOM) if number == 1 else line).strip()
-                if line:
-                    source += 1
-                    where = f"{file} line {number}"
-                    yield make_row(_parse(line, where), source=source, where=where)
+        for columns, where in (read_parquet if file.suffix.lower() == PARQUET else _read_jsonl)(file):
+            source += 1
+            yield make_row(columns, source=source, where=where)
+
+
+def _read_jsonl(file: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    with file.open("rb") as lines:
+        # Bytes split at \n only: text mode would also split at a lone \r, and str.splitlines at U+2028.
+        for number, line in enumerate(lines, start=1):
+            line = (line.removeprefix(BOM) if number == 1 else line).strip()
+            if line:
+                where = f"{file} line {number}"
+                yield _parse(line, where), where
 
 
 def _parse(line: bytes, where: str) -> dict[str, Any]:

@@ -35,7 +35,9 @@ from jaxpost.train.programs import Compiled, Program, compile_largest, mebibytes
 from jaxpost.train.state import TrainState, init_state
 from jaxpost.train.step import make_step
 
-ABOUT = "Fine-tune a Hugging Face checkpoint on rows with text, prompt + completion or messages."
+ABOUT = (
+    "Fine-tune a Hugging Face checkpoint on rows with text, prompt + completion, messages or ShareGPT conversations."
+)
 
 
 def main(argv: Sequence[str]) -> int:

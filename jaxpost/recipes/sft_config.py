@@ -27,7 +27,9 @@ class SftConfig:
     """Supervised fine-tuning."""
 
     model: str = option(help="folder or hub id of the model to start from")
-    data: tuple[Path, ...] = option(help="JSONL of text, prompt + completion or messages rows; repeatable")
+    data: tuple[Path, ...] = option(
+        help="JSONL or Parquet of text, prompt + completion, messages or ShareGPT rows; repeatable"
+    )
     output: Path = option(help="new folder for the adapter (or checkpoint), metrics.jsonl and run.yaml")
     adapter: Path | None = option(None, "PEFT folder to start from; it is trained further")
     full: bool = option(False, "train all weights instead of an adapter")

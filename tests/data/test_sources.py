@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from jaxpost.core.errors import InputError
@@ -65,14 +67,23 @@ def test_line_separators_inside_a_string_are_text(tmp_path):
         ('{"text": null}', '"text"'),
         ('{"text": 5}', "a number"),
         ('{"text": "\\ud800"}', "surrogate"),
-        ('{"conversations": []}', '"conversations"'),
+        ('{"conversation": []}', 'Did you mean "conversations"?'),
+        ('{"conversations": {}}', "an object"),
+        ('{"conversations": ["a"]}', "`conversations[0]`"),
+        ('{"conversations": [{"from": "humn", "value": "a"}]}', 'Did you mean "human"?'),
+        ('{"conversations": [{"from": null, "value": "a"}]}', "`conversations[0].from`"),
+        ('{"conversations": [{"from": ["gpt"], "value": "a"}]}', "`conversations[0].from`"),
+        ('{"conversations": [{"from": "human"}]}', "`conversations[0]`"),
+        ('{"conversations": [{"from": "gpt", "value": null}]}', "null"),
+        ('{"conversations": [{"from": "system", "value": "a"}], "system": "b"}', "one system turn"),
+        ('{"conversations": [{"from": "gpt", "value": "a"}], "text": "b"}', "text, conversations"),
         ('{"prompts": "a", "completion": "b"}', 'Did you mean "prompt"?'),
         ('{"prompt": "a"}', "`completion`"),
         ('{"text": "a", "messages": [{"role": "user", "content": "b"}]}', "text, messages"),
         ('{"prompt": "a", "completion": [{"role": "assistant", "content": "b"}]}', "a string"),
         ('{"messages": "a"}', "a string"),
         ('{"messages": ["a"]}', "`messages[0]`"),
-        ('{"messages": [{"from": "human", "value": "a"}]}', 'Rename "from"'),
+        ('{"messages": [{"from": "human", "value": "a"}]}', "Name the column `conversations`"),
         ('{"messages": [{"role": "user", "content": null}]}', "null"),
         ('{"messages": [{"role": "user", "content": 5}]}', "a number"),
         ('{"messages": [], "tools": "search"}', "`tools`"),
@@ -100,7 +111,7 @@ def test_bytes_that_are_not_utf8_are_named_by_file_and_line(tmp_path):
     assert "line 1" in refusal(path) and "UTF-8" in refusal(path)
 
 
-@pytest.mark.parametrize("name", ["data.csv", "data.parquet", "data.jsonl.gz", "data"])
+@pytest.mark.parametrize("name", ["data.csv", "data.arrow", "data.jsonl.gz", "data"])
 def test_other_kinds_of_file_are_refused_before_reading(tmp_path, name):
     (tmp_path / name).write_text("{}")
     with pytest.raises(InputError, match=r"\.jsonl"):
@@ -135,3 +146,55 @@ def test_D14_empty_tools_are_no_tools():
     for value in ([tool], json.dumps([tool])):
         assert make_row({"messages": CHAT, "tools": value}, source=1, where="x").tools == [tool]
     assert make_row({"messages": CHAT, "tools": " "}, source=1, where="x").tools is None
+
+
+def test_sharegpt_is_a_spelling_of_messages():
+    """Speakers become roles, a `system` column the first turn; turns that are messages already stay as they are.
+
+    Mutation: jaxpost/data/sharegpt.py: `return [{"role": "system", "content": system}, *messages]` -> `return messages`
+    Mutation: jaxpost/data/sharegpt.py: `"gpt": "assistant",` -> `"gpt": "user",`
+    """
+    said = [("human", "a"), ("gpt", "b"), ("observation", "c"), ("gpt", "d")]
+    turns = [{"from": speaker, "value": text, "weight": 0} for speaker, text in said]
+    roles = {"human": "user", "gpt": "assistant", "observation": "tool"}
+    want = [{"role": roles[speaker], "content": text} for speaker, text in said]
+    made = lambda **columns: make_row(columns, source=1, where="x")  # noqa: E731
+    assert made(conversations=turns) == made(messages=want) == made(conversations=turns, system="")
+    system = {"role": "system", "content": "Be brief."}
+    assert made(conversations=turns, system="Be brief.") == made(messages=[system, *want])
+    told = {"from": "system", "value": "Be brief."}
+    assert made(conversations=[told, *turns]) == made(messages=[system, *want])
+    assert made(conversations=want, tools=[{"name": "f"}]) == made(messages=want, tools=[{"name": "f"}])
+    assert made(messages=want, system="Be brief.") == made(messages=want), "a column beside messages is ignored"
+
+
+def test_parquet_rows_are_those_of_json_lines(tmp_path):
+    """Over several batches and files; a field that only some messages have is absent from the others.
+
+    Mutation: jaxpost/data/parquet.py: `for name, item in value.items() if item is not None}` -> `for name, item in value.items()}`
+    Mutation: jaxpost/data/parquet.py: `                    number += 1` -> `                    number = 1`
+    """  # noqa: E501
+    call = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+    chat = [CHAT[0], {"role": "assistant", "content": None, "tool_calls": [call]}, {"role": "tool", "content": "1"}]
+    rows = [{"messages": chat + [{"role": "assistant", "content": str(n)}], "id": n} for n in range(1003)]
+    plain = [json.loads(line) for line in map(json.dumps, rows)]
+    for row in plain:
+        del row["messages"][1]["content"]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    lines = write(tmp_path / "b.jsonl", *plain)
+    found = list(read_rows([tmp_path / "a.parquet", lines]))
+    assert [row.source for row in found] == list(range(1, 2007))
+    assert [row.messages for row in found[:1003]] == [row.messages for row in found[1003:]]
+    assert found[1002].where == f"{tmp_path / 'a.parquet'} row 1003"
+
+
+def test_parquet_that_is_broken_is_refused_by_name(tmp_path):
+    """Not Parquet, cut off, a flipped page, and a row of no form: one line with the file."""
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"text": "x" * 50 + str(n)} for n in range(500)]), path)
+    whole = path.read_bytes()
+    for broken in (b"", b"{}", whole[:-9], whole[:2000], whole[:8] + bytes(100) + whole[108:]):
+        path.write_bytes(broken)
+        assert str(path) in refusal(path) and "Parquet" in refusal(path)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"text": "a"}, {"text": None}]), path)
+    assert f"{path} row 2" in refusal(path)
