@@ -18,6 +18,7 @@ from jaxpost.core.errors import InputError, suggestion
 from jaxpost.data.sharegpt import to_messages
 
 FORMS = (("text",), ("prompt", "completion"), ("messages",), ("conversations",))
+COLUMNS = {name for form in FORMS for name in form} | {"system", "tools", "chat_template_kwargs"}
 # Arguments of the renderer itself: a row must not overrule them through `chat_template_kwargs`.
 RESERVED_TEMPLATE_KWARGS = (
     *("messages", "conversations", "tools", "chat_template", "add_generation_prompt", "continue_final_message"),
@@ -136,9 +137,15 @@ def _messages(value: Any, name: str, where: str) -> list[dict[str, Any]]:
 def _check_message(message: Any, name: str, where: str) -> None:
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         got = f"the keys {', '.join(map(json.dumps, message))}" if isinstance(message, dict) else kind_of(message)
-        hint = " Name the column `conversations`." if isinstance(message, dict) and "from" in message else ""
+        sharegpt = name.startswith("messages") and isinstance(message, dict) and "from" in message
+        hint = " Name the column `conversations`." if sharegpt else ""
         raise InputError(
             f'`{name}` must be {{"role": string, "content": ...}}; got {got} at {where}. Fix or remove the row.{hint}'
+        )
+    if message.get("weight") not in (None, 1):
+        raise InputError(
+            f"`{name}.weight` must be 1: each turn of the assistant is trained; got {message['weight']} at {where}. "
+            "Cut the conversation before the turn, or write it as `prompt` and `completion`."
         )
     content = message.get("content")
     # Templates write a missing content as an empty turn and an object as its spelling: either would be trained.

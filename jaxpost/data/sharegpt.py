@@ -30,14 +30,16 @@ def to_messages(turns: Any, system: Any, where: str) -> Any:
     [{'role': 'system', 'content': 'Be brief.'}, {'role': 'user', 'content': 'Hi'}]
 
     Raises:
-      InputError: an unknown speaker, or two system turns.
+      InputError: an unknown speaker, a `system` column that is no text, or one beside a system turn.
     """
     if not isinstance(turns, list):
         return turns
     messages = [_message(turn, index, where) for index, turn in enumerate(turns)]
-    if not isinstance(system, str) or not system:
+    if system is None or system == "":
         return messages
-    if messages and isinstance(messages[0], dict) and messages[0].get("role") == "system":
+    if not isinstance(system, str):
+        raise InputError(f"`system` must be a string; got {type(system).__name__} at {where}. Fix or remove it.")
+    if any(isinstance(message, dict) and message.get("role") == "system" for message in messages):
         raise InputError(
             f"`conversations` must have one system turn; got one and a `system` column at {where}. Remove one."
         )
@@ -45,12 +47,16 @@ def to_messages(turns: Any, system: Any, where: str) -> Any:
 
 
 def _message(turn: Any, index: int, where: str) -> Any:
-    if not isinstance(turn, dict) or not {"from", "value"} <= turn.keys():
+    if not isinstance(turn, dict) or (turn.get("from") is None and "role" in turn):
         return turn
+    if not {"from", "value"} <= turn.keys():
+        names = ", ".join(turn) or "none"
+        raise InputError(f"`conversations[{index}]` must have `from` and `value`; got {names[:80]} at {where}. Fix it.")
     speaker = turn["from"]
     if not isinstance(speaker, str) or speaker not in ROLES:
         raise InputError(
             f"`conversations[{index}].from` must be one of {', '.join(ROLES)}; got {str(speaker)[:40]!r} at {where}. "
             f"Rename it, or write the row as `messages`.{suggestion(str(speaker), ROLES)}"
         )
-    return {"role": ROLES[speaker], "content": turn["value"]}
+    rest = {name: value for name, value in turn.items() if name not in ("from", "value")}
+    return {"role": ROLES[speaker], "content": turn["value"], **rest}

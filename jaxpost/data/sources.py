@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxpost.core.errors import InputError
 from jaxpost.data.parquet import read_parquet
-from jaxpost.data.rows import Row, kind_of, make_row
+from jaxpost.data.rows import COLUMNS, Row, kind_of, make_row
 
 PARQUET = ".parquet"
 SUFFIXES = (".jsonl", ".json", PARQUET)
@@ -45,7 +45,8 @@ def _check_file(file: Path) -> None:
 def _rows(files: Sequence[Path]) -> Iterator[Row]:
     source = 0
     for file in files:
-        for columns, where in (read_parquet if file.suffix.lower() == PARQUET else _read_jsonl)(file):
+        parquet = file.suffix.lower() == PARQUET
+        for columns, where in read_parquet(file, COLUMNS) if parquet else _read_jsonl(file):
             source += 1
             yield make_row(columns, source=source, where=where)
 

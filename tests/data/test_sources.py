@@ -73,7 +73,10 @@ def test_line_separators_inside_a_string_are_text(tmp_path):
         ('{"conversations": [{"from": "humn", "value": "a"}]}', 'Did you mean "human"?'),
         ('{"conversations": [{"from": null, "value": "a"}]}', "`conversations[0].from`"),
         ('{"conversations": [{"from": ["gpt"], "value": "a"}]}', "`conversations[0].from`"),
-        ('{"conversations": [{"from": "human"}]}', "`conversations[0]`"),
+        ('{"conversations": [{"from": "human"}]}', "`from` and `value`"),
+        ('{"conversations": [{"from": "gpt", "value": "a", "weight": 0}]}', "`conversations[0].weight`"),
+        ('{"messages": [{"role": "assistant", "content": "a", "weight": 0}]}', "`messages[0].weight`"),
+        ('{"conversations": [{"from": "gpt", "value": "a"}], "system": ["x"]}', "`system`"),
         ('{"conversations": [{"from": "gpt", "value": null}]}', "null"),
         ('{"conversations": [{"from": "system", "value": "a"}], "system": "b"}', "one system turn"),
         ('{"conversations": [{"from": "gpt", "value": "a"}], "text": "b"}', "text, conversations"),
@@ -155,9 +158,9 @@ def test_sharegpt_is_a_spelling_of_messages():
     Mutation: jaxpost/data/sharegpt.py: `"gpt": "assistant",` -> `"gpt": "user",`
     """
     said = [("human", "a"), ("gpt", "b"), ("observation", "c"), ("gpt", "d")]
-    turns = [{"from": speaker, "value": text, "weight": 0} for speaker, text in said]
+    turns = [{"from": speaker, "value": text, "weight": 1} for speaker, text in said]
     roles = {"human": "user", "gpt": "assistant", "observation": "tool"}
-    want = [{"role": roles[speaker], "content": text} for speaker, text in said]
+    want = [{"role": roles[speaker], "content": text, "weight": 1} for speaker, text in said]
     made = lambda **columns: make_row(columns, source=1, where="x")  # noqa: E731
     assert made(conversations=turns) == made(messages=want) == made(conversations=turns, system="")
     system = {"role": "system", "content": "Be brief."}
@@ -197,4 +200,26 @@ def test_parquet_that_is_broken_is_refused_by_name(tmp_path):
         path.write_bytes(broken)
         assert str(path) in refusal(path) and "Parquet" in refusal(path)
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"text": "a"}, {"text": None}]), path)
-    assert f"{path} row 2" in refusal(path)
+    assert f"{path} row 2" in refusal(path) and '"text"' in refusal(path)
+    plain = {"compression": "none", "use_dictionary": False}
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"text": "a" * 400}]), path, **plain)
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"a" * 400, b"a" * 399 + b"\xff"))
+    assert str(path) in refusal(path)
+
+
+def test_parquet_columns_that_are_not_used_are_not_read(tmp_path):
+    """A date that Python has not, beside good text; a map is an object, as JSON has it.
+
+    Mutation: jaxpost/data/parquet.py: `columns=read` -> `columns=names`
+    Mutation: jaxpost/data/parquet.py: `to_pylist(maps_as_pydicts="strict")` -> `to_pylist()`
+    """
+    path = tmp_path / "a.parquet"
+    columns = {
+        "messages": pyarrow.array([CHAT]),
+        "day": pyarrow.array([2**30], pyarrow.int32()).cast(pyarrow.date32()),
+        "chat_template_kwargs": pyarrow.array([[("a", "1")]], pyarrow.map_(pyarrow.string(), pyarrow.string())),
+    }
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    (row,) = read_rows(path)
+    assert row.messages == CHAT and row.template_kwargs == {"a": "1"}
