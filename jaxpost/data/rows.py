@@ -76,7 +76,8 @@ def make_row(columns: Mapping[str, Any], *, source: int, where: str) -> Row:
     if form == ("messages",):
         messages, trained_from = _messages(columns["messages"], "messages", where), 0
     elif form == ("conversations",):
-        turns = to_messages(columns["conversations"], columns.get("system"), where)
+        system = None if columns.get("system") is None else _string(columns, "system", where)
+        turns = to_messages(columns["conversations"], system, where)
         messages, trained_from = _messages(turns, "conversations", where), 0
     elif all(isinstance(columns[name], str) for name in form):
         _refuse_template_columns(columns, where)

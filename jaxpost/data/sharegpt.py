@@ -21,7 +21,7 @@ ROLES: Mapping[str, str] = {
 }
 
 
-def to_messages(turns: Any, system: Any, where: str) -> Any:
+def to_messages(turns: Any, system: str | None, where: str) -> Any:
     """The turns as messages, after `system` (a column of its own in LLaMA-Factory's files) where there is one.
 
     Turns that are messages already, and what is no turn at all, come back as they are: `rows` checks messages.
@@ -30,15 +30,13 @@ def to_messages(turns: Any, system: Any, where: str) -> Any:
     [{'role': 'system', 'content': 'Be brief.'}, {'role': 'user', 'content': 'Hi'}]
 
     Raises:
-      InputError: an unknown speaker, a `system` column that is no text, or one beside a system turn.
+      InputError: an unknown speaker, a turn without `from` or `value`, or a `system` column beside a system turn.
     """
     if not isinstance(turns, list):
         return turns
     messages = [_message(turn, index, where) for index, turn in enumerate(turns)]
-    if system is None or system == "":
+    if not system:
         return messages
-    if not isinstance(system, str):
-        raise InputError(f"`system` must be a string; got {type(system).__name__} at {where}. Fix or remove it.")
     if any(isinstance(message, dict) and message.get("role") == "system" for message in messages):
         raise InputError(
             f"`conversations` must have one system turn; got one and a `system` column at {where}. Remove one."
