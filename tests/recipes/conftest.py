@@ -16,7 +16,7 @@ import tiny
 from safetensors.numpy import load_file
 
 from jaxpost import cli
-from jaxpost.recipes import sft as recipe
+from jaxpost.recipes import sft_setup as recipe
 
 # The smallest run that shows everything: four steps of two packed rows, into the second epoch.
 SMALL = ("--steps", "4", "--batch-size", "2", "--max-length", "64", "--dtype", "float32")

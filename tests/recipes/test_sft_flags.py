@@ -122,10 +122,10 @@ def places(models, rows, tmp_path_factory):
 def test_R8_an_option_changes_what_it_should(name, value, observe, base, sft, places):
     """A run with the option at another value differs from the run without, in what the option is for.
 
-    Mutation: jaxpost/recipes/sft.py: `overlong=config.overlong` -> `overlong="truncate"`
-    Mutation: jaxpost/recipes/sft.py: `weight_decay=config.weight_decay` -> `weight_decay=0.0`
-    Mutation: jaxpost/recipes/sft.py: `        remat=config.remat,` -> `        remat="mlp",`
-    Mutation: jaxpost/recipes/sft.py: `seed=config.seed,` -> `seed=0,`
+    Mutation: jaxpost/recipes/sft_setup.py: `overlong=config.overlong` -> `overlong="truncate"`
+    Mutation: jaxpost/recipes/sft_setup.py: `weight_decay=config.weight_decay` -> `weight_decay=0.0`
+    Mutation: jaxpost/recipes/sft_setup.py: `        remat=config.remat,` -> `        remat="mlp",`
+    Mutation: jaxpost/recipes/sft_setup.py: `seed=config.seed,` -> `seed=0,`
     """
     common = {"base": base} if base else {}
     flags = (KNOWN[name].flag, *filter(None, [value.format(**places)]))
@@ -170,7 +170,7 @@ def test_remat_changes_memory_and_no_result(sft):
 
 
 def test_a_run_on_a_mesh_gives_the_same_losses_and_adapter(sft):
-    """Mutation: jaxpost/recipes/sft.py: `"totals": dict.fromkeys(totals, replicated(mesh)),` -> `"totals": {},`"""
+    """Mutation: jaxpost/recipes/sft_setup.py: `"totals": dict.fromkeys(totals, replicated(mesh)),` -> `"totals": {},`"""  # noqa: E501
     one, many = sft(), sft("--mesh", "data=2,tensor=4")
     np.testing.assert_allclose(losses(many), losses(one), rtol=1e-5)
     np.testing.assert_allclose(norms(many), norms(one), rtol=1e-4)
@@ -179,7 +179,7 @@ def test_a_run_on_a_mesh_gives_the_same_losses_and_adapter(sft):
 
 
 def test_S1_the_micro_batch_changes_the_bucket_and_no_loss(sft):
-    """Mutation: jaxpost/recipes/sft.py: `    return divisors if asked is None else [asked]` -> `    return divisors`"""
+    """Mutation: jaxpost/recipes/sft_setup.py: `    return divisors if asked is None else [asked]` -> `    return divisors`"""  # noqa: E501
     whole, parts = sft(), sft("--micro-batch-size", "1")
     assert whole.buckets == [(1, 2, 64)] and parts.buckets == [(2, 1, 64)]
     assert "bucket 1 x 2 x 64: " in whole.stderr and "bucket 2 x 1 x 64: " in parts.stderr
@@ -223,7 +223,7 @@ def test_the_rank_and_scaling_are_written(sft):
 
 
 def test_the_dropout_of_an_adapter_is_kept_unless_given(sft, places, models, tmp_path):
-    """Mutation: jaxpost/recipes/sft.py: `kept = loaded.spec.dropout if config.lora.dropout is None else config.lora.dropout` -> `kept = config.lora.dropout or 0.0`"""  # noqa: E501
+    """Mutation: jaxpost/recipes/sft_setup.py: `kept = loaded.spec.dropout if config.lora.dropout is None else config.lora.dropout` -> `kept = config.lora.dropout or 0.0`"""  # noqa: E501
     adapter = tiny.make_adapter(tmp_path / "adapter", models(), rank=4, alpha=8, lora_dropout=0.5)
     kept, same, none = (
         sft("--adapter", str(adapter), *more) for more in [(), ("--lora.dropout", "0.5"), ("--lora.dropout", "0")]

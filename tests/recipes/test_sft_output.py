@@ -133,7 +133,7 @@ def test_an_adapter_that_reads_back_otherwise_is_not_kept(tmp_path, capsys, monk
 def test_axes_that_do_not_divide_are_said(sft):
     """Two key heads over four devices: k and v stay whole.
 
-    Mutation: jaxpost/recipes/sft.py: `if mesh is not None and (dropped :=` -> `if False and (dropped :=`
+    Mutation: jaxpost/recipes/sft_setup.py: `uncut = [] if mesh is None else` -> `uncut = [] if True else`
     """
     run = sft("--mesh", "data=2,tensor=4")
     line = next(line for line in run.stderr.splitlines() if line.startswith("not cut along the mesh"))
