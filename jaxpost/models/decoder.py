@@ -55,6 +55,7 @@ def hidden_states(
     dtype: Any = None,
     remat: str = "none",
     unroll: bool = False,
+    embed_noise: Float[Array, " B T D"] | None = None,
 ) -> Float[Array, " B T D"]:
     """Final-norm hidden states of every token.
 
@@ -65,6 +66,7 @@ def hidden_states(
       dtype: of the activations; None takes the embedding's.
       remat: what the backward pass keeps, a key of `REMAT_SAVES` or "none".
       unroll: write the layers out instead of scanning them (slices copy the weights: for comparison only).
+      embed_noise: added to the embeddings as the first layer sees them, after `embed_scale`.
     """
     if remat != "none" and remat not in REMAT_SAVES:
         raise InputError(f"`remat` must be none, {', '.join(REMAT_SAVES)}; got {remat!r}.")
@@ -74,6 +76,8 @@ def hidden_states(
     h = embed(tokens, gather_table(params["embed_tokens"]["weight"]), dtype)
     if config.embed_scale != 1.0:
         h = h * jnp.asarray(config.embed_scale, h.dtype)
+    if embed_noise is not None:
+        h = h + embed_noise.astype(h.dtype)
     h = constrain_batch(h)
     kinds = {kind for stage in config.stages for kind in stage.kinds}
     ropes = {rope: tables(rope, config.head_dim, positions) for rope in {kind.rope for kind in kinds}}

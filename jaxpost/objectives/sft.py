@@ -9,6 +9,7 @@ from jaxtyping import Array
 from jaxpost.core.errors import InputError, suggestion
 from jaxpost.losses import dft, eaft, nll
 from jaxpost.models.config import ModelConfig
+from jaxpost.objectives.neftune import neftune_noise
 from jaxpost.objectives.policy import Policy
 from jaxpost.objectives.targets import target_statistics
 
@@ -29,6 +30,7 @@ def sft(
     dtype: Any = None,
     remat: str = "none",
     metrics: tuple[str, ...] = METRICS,
+    neftune_alpha: float = 0.0,
 ) -> Callable[..., tuple[dict, dict]]:
     """The objective of `make_step`: sum of the per-token loss over `totals["tokens"]`.
 
@@ -38,9 +40,11 @@ def sft(
       dtype: of the activations; None takes the embedding's.
       remat: see `hidden_states`.
       metrics: of `over_vocab`, reported as means over the scored tokens.
+      neftune_alpha: of `neftune_noise`; there is none at 0 or without a key.
 
     Returns:
-      objective(trainable, frozen, rows, totals, key) -> ({"loss": value}, {name: (sum, count)}).
+      objective(trainable, frozen, rows, totals, key) -> ({"loss": value}, {name: (sum, count)}). The key None is
+      evaluation: no dropout and no noise.
 
     Raises:
       InputError: an unknown loss.
@@ -51,7 +55,12 @@ def sft(
 
     def objective(trainable: Any, frozen: Any, rows: Mapping[str, Any], totals: Mapping[str, Any], key: Any):
         params = policy(trainable, frozen, key)
-        stats, scored = target_statistics(config, params, rows, metrics=asked, dtype=dtype, remat=remat)
+        noise = None
+        if neftune_alpha and key is not None:
+            noise = neftune_noise(key, rows["segment_ids"], config.hidden_size, neftune_alpha)
+        stats, scored = target_statistics(
+            config, params, rows, metrics=asked, dtype=dtype, remat=remat, embed_noise=noise
+        )
         values = jnp.where(scored, LOSSES[loss](stats), 0.0)
         count = scored.sum().astype(jnp.float32)
         measured = {_FIELD_NAMES.get(name, name): (stats[name].sum(), count) for name in metrics}

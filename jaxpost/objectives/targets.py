@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxpost.models.config import ModelConfig
 from jaxpost.models.decoder import Params, head_weight, hidden_states
@@ -27,15 +27,17 @@ def target_statistics(
     metrics: tuple[str, ...] = (),
     dtype: Any = None,
     remat: str = "none",
+    embed_noise: Float[Array, " B T D"] | None = None,
 ) -> tuple[dict[str, Array], Bool[Array, " B T"]]:
     """`over_vocab` of each scored target, at the place that predicts it, and which places those are.
 
     Args:
       rows: one micro-batch, [B, T] leaves: `tokens`, `segment_ids`, `positions` (both may be None), `loss_mask`.
       metrics: of `over_vocab`.
-      dtype, remat: see `hidden_states`.
+      dtype, remat, embed_noise: see `hidden_states`.
     """
-    h = hidden_states(config, params, rows["tokens"], rows["segment_ids"], rows["positions"], dtype=dtype, remat=remat)
+    ids = (rows["tokens"], rows["segment_ids"], rows["positions"])
+    h = hidden_states(config, params, *ids, dtype=dtype, remat=remat, embed_noise=embed_noise)
     targets, scored = shift(rows["tokens"], rows["loss_mask"])
     found = over_vocab(h, head_weight(params), targets, scored, softcap=config.logit_softcap, metrics=metrics)
     return found, scored
