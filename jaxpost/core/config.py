@@ -30,7 +30,7 @@ from jaxpost.core.options import Option, default_of, is_section, option, options
 from jaxpost.core.values import NONE, convert
 from jaxpost.core.yaml_file import read_yaml
 
-__all__ = ["dump_config", "load_config", "option"]
+__all__ = ["dump_config", "load_config", "option", "plain_config"]
 
 Config = TypeVar("Config")
 
@@ -75,7 +75,16 @@ def load_config(
 
 def dump_config(config: Any) -> str:
     """The YAML text, every option written out, that `load_config` reads back to an equal configuration."""
-    return yaml.dump(_plain(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
+    return yaml.dump(plain_config(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
+
+
+def plain_config(value: Any) -> Any:
+    """A configuration, or a value in one, in what YAML and JSON have a spelling for: mappings, lists, scalars."""
+    if dataclasses.is_dataclass(value):
+        return {field.name: plain_config(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, tuple):
+        return [plain_config(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def _build(cls: type[Config], values: Mapping[str, Any], prefix: str = "", defaults: Any = None) -> Config:
@@ -97,15 +106,6 @@ def _missing(option: Option) -> str:
     written = option.name.upper() if option.positional else f"{option.flag} ..."
     meaning = f": {option.metadata['help']}" if option.metadata.get("help") else ""
     return f"`{option.flag}` is required{meaning}. Write `{written}` or `{option.name}:` in the YAML file."
-
-
-def _plain(value: Any) -> Any:
-    """What YAML has a spelling for: mappings, lists, scalars."""
-    if dataclasses.is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
 
 
 class _Dumper(yaml.SafeDumper):

@@ -16,10 +16,11 @@ from jaxpost.core.progress import progress
 from jaxpost.hub.peft import load_adapter, save_adapter
 from jaxpost.hub.save import write
 from jaxpost.hub.verify import check_written
+from jaxpost.recipes.reporting import check_reporters, open_reporters, write_summary
 from jaxpost.recipes.sft_config import LoraConfig, SftConfig
 from jaxpost.recipes.sft_setup import Setup, compile_steps, device_batch, parameter_line, prepare
 from jaxpost.train.loop import train
-from jaxpost.train.metrics import MetricsFile, weighted_mean
+from jaxpost.train.metrics import weighted_mean
 
 ABOUT = (
     "Fine-tune a Hugging Face checkpoint on rows with text, prompt + completion, messages or ShareGPT conversations."
@@ -40,6 +41,7 @@ def run(config: SftConfig) -> Path:
       Diverged: too many steps without a finite gradient.
     """
     refuse_existing(config.output)
+    check_reporters(config.report_to)
     setup = prepare(config)
     say = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
     say(str(setup.counts))  # nothing is said before the last refusal of an option: that is one line
@@ -52,10 +54,10 @@ def run(config: SftConfig) -> Path:
     records: list[dict[str, Any]] = []
     config.output.mkdir(parents=True, exist_ok=True)
     write_file(config.output / "run.yaml", dump_config(setup.config))
-    with MetricsFile(config.output / "metrics.jsonl") as file, progress(setup.steps, label="sft") as show:
+    with open_reporters(setup.config, say) as reporters, progress(setup.steps, label="sft") as show:
 
         def report(record: dict[str, Any]) -> None:
-            file.write(record)
+            reporters.write(record)
             records.append(record)
             show(record["step"], weighted_mean(records[-10:]), record["tokens_per_s"])
 
@@ -70,6 +72,7 @@ def run(config: SftConfig) -> Path:
             report=report,
         )
     _save(setup, state.trainable)
+    write_summary(setup, records, setup.steps, say)
     mean, last = weighted_mean(records), weighted_mean(records[-1:])
     say(f"{config.output}: {setup.steps} steps, mean loss {mean:.4f}, last {last:.4f}")
     return config.output

@@ -47,6 +47,9 @@ class SftConfig:
     warmup_ratio: float = option(0.03, "part of the steps in which the rate rises", range="[0, 1]")
     weight_decay: float = option(0.0, "of AdamW", range="[0, inf)")
     max_grad_norm: float = option(1.0, "global norm to which gradients are clipped; 0 is off", range="[0, inf)")
+    neftune_alpha: float = option(
+        0.0, "noise on the embeddings while training, alpha / sqrt(document's tokens x features)", range="[0, inf)"
+    )
     max_skipped_steps: int = option(10, "steps in a row without a finite gradient that end the run", range="[1, inf)")
     dtype: Literal["auto", "float32", "bfloat16"] = option(
         "auto", "of computation and frozen weights; auto is float32 on CPU, bfloat16 elsewhere"
@@ -57,6 +60,9 @@ class SftConfig:
         "auto", "what the backward pass keeps of each layer; full recomputes all"
     )
     mesh: str | None = option(None, "data=..,fsdp=..,tensor=..; none puts all accelerators on fsdp")
+    report_to: tuple[Literal["tensorboard", "wandb", "none"], ...] = option(
+        ("tensorboard",), "where the metrics go beside metrics.jsonl; repeatable"
+    )
     seed: int = option(0, "of order, adapter and dropout", range="[0, 4294967295]")
 
 

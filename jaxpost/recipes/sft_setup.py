@@ -100,6 +100,7 @@ def prepare(config: SftConfig) -> Setup:
         loss=config.loss,
         dtype=_compute_dtype(config),
         remat=config.remat,
+        neftune_alpha=config.neftune_alpha,
     )
     state = init_state(trainable, optimizer, config.seed)
     del trainable

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -45,11 +46,24 @@ class MetricsFile:
         self._file.write(json.dumps(values) + "\n")
         self._file.flush()
 
+    def sync(self) -> None:
+        """On the disk: a checkpoint that is there has its records there too."""
+        os.fsync(self._file.fileno())
+
     def __enter__(self) -> "MetricsFile":
         return self
 
     def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a `metrics.jsonl`; none where there is no file. A last line that a kill cut short is left out."""
+    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n") if path.exists() else ("", "", "")
+    return [json.loads(line) for line in whole.splitlines() if line]
 
 
 class Rate:

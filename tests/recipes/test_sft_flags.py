@@ -56,6 +56,10 @@ def counts(run):
     return run.stderr.splitlines()[0]
 
 
+def logs(run):
+    return sorted(path.name.split(".")[0] for path in run.out.glob("runs/*"))
+
+
 def trained(run):
     return run.column("trained_tokens")
 
@@ -90,6 +94,9 @@ ALIVE = [
     ("warmup_ratio", "0.75", tensors),
     ("weight_decay", "0.5", tensors),
     ("max_grad_norm", "0.1", tensors),
+    ("neftune_alpha", "5", losses),
+    ("neftune_alpha", "5", tensors),
+    ("report_to", "none", logs),
     ("dtype", "bfloat16", losses),
     ("dtype", "bfloat16", arguments),
     *(("remat", value, temporaries) for value in ("none", "full", "attention", "qkv")),
@@ -103,6 +110,8 @@ REFUSED = [
     ("quantize", "nf4"),
     ("double_quant", ""),
     ("lora.variant", "dora"),
+    ("report_to", "none,tensorboard"),
+    ("report_to", "tensorbord"),
 ]
 # `output` and `max_skipped_steps` have tests of their own, in test_sft.py.
 ELSEWHERE = {"output", "max_skipped_steps"}
@@ -136,7 +145,9 @@ def test_R8_an_option_changes_what_it_should(name, value, observe, base, sft, pl
 
 @pytest.mark.parametrize(("name", "value"), REFUSED)
 def test_R8_a_value_that_cannot_be_honoured_is_refused(name, value, sft):
-    """Mutation: jaxpost/recipes/sft_config.py: `if config.double_quant:` -> `if False:`"""
+    """Mutation: jaxpost/recipes/sft_config.py: `if config.double_quant:` -> `if False:`
+    Mutation: jaxpost/recipes/reporting.py: `if "none" in names and len(names) > 1:` -> `if False:`
+    """
     run = sft(KNOWN[name].flag, *filter(None, [value]))
     assert run.status == 2 and not run.out.exists()
     assert f"`{KNOWN[name].flag}`" in run.stderr or f"set {name} to" in run.stderr, run.stderr

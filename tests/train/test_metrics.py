@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from jaxpost.train.metrics import MetricsFile, Rate, record, weighted_mean
+from jaxpost.train.metrics import MetricsFile, Rate, read_metrics, record, weighted_mean
 
 
 def test_a_record_has_means_and_numbers():
@@ -60,6 +60,14 @@ def test_a_file_is_whole_after_every_line(tmp_path):
         file.write({"step": 3})
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 1, 2, 3] and lines[1]["loss"] is None
+
+
+def test_a_line_that_was_cut_short_is_left_out(tmp_path):
+    """Mutation: jaxpost/train/metrics.py: `.rpartition("\\n") if path` -> `.rpartition("zzz")[::-1] if path`"""
+    path = tmp_path / "metrics.jsonl"
+    assert read_metrics(path) == []
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3, "lo')
+    assert [record["step"] for record in read_metrics(path)] == [1, 2]
 
 
 def test_tokens_a_second(monkeypatch):

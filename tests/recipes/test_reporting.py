@@ -1,0 +1,82 @@
+"""What `jaxpost sft` tells beside its adapter: events, Weights & Biases, loss curve; none of them can end a run."""
+
+import sys
+import types
+
+import pytest
+from event_files import scalars
+
+from jaxpost.cli import main
+from jaxpost.recipes import reporting
+
+
+@pytest.fixture
+def train(models, rows, tmp_path, capsys):
+    """`train(*flags)`: exit status, stderr and output folder of a run of two steps."""
+
+    def run(*flags):
+        out = tmp_path / "out"
+        argv = ["--model", str(models()), "--data", str(rows), "--steps", "2", "--batch-size", "2"]
+        status = main(["sft", *argv, "--max-length", "64", "--output", str(out), *flags])
+        return status, capsys.readouterr().err, out
+
+    return run
+
+
+def test_events_hold_every_step_under_the_fields_tags(sft):
+    """Mutation: jaxpost/recipes/sft.py: `            reporters.write(record)` -> `            pass`"""
+    pytest.importorskip("tensorboardX")
+    run = sft()
+    seen = {tag: [number for _, t, number in scalars(run.out / "runs") if t == tag] for tag in ("train/loss",)}
+    assert seen["train/loss"] == run.column("loss")
+    tags = {tag for _, tag, _ in scalars(run.out / "runs")}
+    assert {"train/grad_norm", "train/learning_rate", "train/num_tokens", "train/epoch"} <= tags
+
+
+def test_the_loss_curve_is_a_picture(sft):
+    pytest.importorskip("matplotlib")
+    assert (sft().out / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert not [path for path in sft().out.iterdir() if path.name.startswith(".")]
+
+
+def test_without_the_packages_a_run_says_so_in_a_line_and_goes_on(train, monkeypatch):
+    """Mutation: jaxpost/recipes/reporting.py: `attempt(f"no {CURVE}", lambda:` -> `(lambda _, act, say: act())("", lambda:`"""  # noqa: E501
+    for name in ("tensorboardX", "tensorboardX.event_file_writer", "matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
+    status, err, out = train()
+    assert status == 0 and (out / "adapter_model.safetensors").exists() and (out / "README.md").exists()
+    assert err.count("no more records for TensorBoard: ") == 1 and err.count("no loss.png: ") == 1
+    assert "Traceback" not in err and not (out / "loss.png").exists()
+
+
+def test_wandb_has_to_be_installed(train, monkeypatch):
+    """Mutation: jaxpost/recipes/reporting.py: `if "wandb" in names and not wandb.installed():` -> `if False:`"""
+    monkeypatch.setattr(reporting.wandb, "installed", lambda: False)
+    status, err, out = train("--report-to", "wandb")
+    assert status == 2 and err.count("\n") == 1 and "`--report-to`" in err and not out.exists()
+
+
+@pytest.mark.parametrize("fails_at", [None, 1])
+def test_records_go_to_wandb_and_its_failure_ends_nothing(train, monkeypatch, fails_at):
+    """Mutation: jaxpost/recipes/reporting.py: `    if "wandb" in config.report_to:` -> `    if False:`"""
+    logged, settings = [], {}
+
+    class Run:
+        id = "abc"
+        define_metric = finish = lambda *_, **__: None
+
+        def log(self, values):
+            if len(logged) == fails_at:
+                raise ConnectionError("the server is away")
+            logged.append(values)
+
+    module = types.ModuleType("wandb")
+    module.init = lambda **options: settings.update(options) or Run()  # pyright: ignore
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    monkeypatch.setattr(reporting.wandb, "installed", lambda: True)
+    status, err, out = train("--report-to", "wandb", "--seed", "3")
+    assert status == 0 and (out / "adapter_model.safetensors").exists() and not (out / "runs").exists()
+    assert [values["train/global_step"] for values in logged] == [1, 2][:fails_at]
+    assert settings["config"]["seed"] == 3 and settings["config"]["lora"]["rank"] == 16
+    assert err.count("no more records for Weights & Biases: ConnectionError") == (fails_at is not None)
