@@ -12,6 +12,7 @@ from jaxpost.core.errors import InputError, RunError, suggestion
 # command -> (module:function, what it does). Imported when called: `--help` must not load jax.
 COMMANDS = {
     "sft": ("jaxpost.recipes.sft:main", "fine-tune on messages, prompt + completion or text rows (LoRA or full)"),
+    "rows": ("jaxpost.recipes.rows:main", "name the rows of a step of a run, with the loss of each"),
     "import": ("jaxpost.recipes.import_gguf:main", "make a Hugging Face folder of a GGUF file"),
     "export": ("jaxpost.recipes.export:main", "merge an adapter into a Hugging Face checkpoint"),
 }
