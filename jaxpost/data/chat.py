@@ -1,66 +1,90 @@
 """Conversations -> token ids with the assistant's turns marked.
 
-Which tokens are the assistant's is never guessed from the text. Either the template says so by `{% generation %}` tags,
+Which tokens are the assistant's is never guessed from the text. Either the template says so by `{% generation %}` tags;
 or each turn is the difference of two renderings, before and after it, and these must make up the whole conversation
-exactly; any other template is an error. What a generation prompt supplies (the header, an opened `<think>`) is not
+exactly; or a tagged template of ours renders the same bytes; any other template is an error. What a generation prompt supplies (the header, an opened `<think>`) is not
 trained; the stop token that ends a turn is; what follows it inside the turn (a newline, mostly) is not.
 """
 
+import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 
 from jaxpost.core.errors import InputError
 from jaxpost.data.examples import Tokenised
+from jaxpost.data.prepare import Ready, all_shown, check_shown, prepare, spoken_turns
 from jaxpost.data.rows import ChatRow
-from jaxpost.data.spans import Span, prefix_spans, tagged_spans
-from jaxpost.data.template import TurnMarks, folder_of, has_generation_tags, template_of
+from jaxpost.data.spans import Spoken, prefix_spans, tagged_spans, token_spans
+from jaxpost.data.template import folder_of, has_generation_tags
+from jaxpost.data.tokens import Text, Tokens, tokenise
 from jaxpost.data.turns import Chat, turns_of
+from jaxpost.data.twins import twin_spans
 
 
 def encode_chats(chat: Chat, rows: Sequence[ChatRow]) -> list[Tokenised | None]:
     """Encode conversations; None for a row without an assistant turn to train.
 
     The ids are those of `tokenizer.apply_chat_template(messages)`: no special token is added to the template's text.
+    Text of a message that spells a control token is encoded as text.
 
     Raises:
       InputError: naming row and folder: no template, a template that cannot be trained, a row that it refuses.
     """
     spoken = [index for index, row in enumerate(rows) if turns_of(row)]
-    templates = {index: template_of(chat.tokenizer, rows[index]) for index in spoken}
-    folder = folder_of(chat.tokenizer)
-    tagged = [index for index in spoken if has_generation_tags(templates[index], folder)]
-    untagged = sorted(set(spoken) - set(tagged))
+    found = [(ready, _spoken(chat, ready)) for ready in (prepare(chat, rows[index]) for index in spoken)]
+    texts = [
+        Text(text=said.text, cuts=list(itertools.chain.from_iterable(said.spans)), marked=ready.marked)
+        for ready, said in found
+    ]
     encoded: list[Tokenised | None] = [None] * len(rows)
-    for chosen, find in ((tagged, tagged_spans), (untagged, prefix_spans)):
-        pairs = [(rows[index], templates[index]) for index in chosen]
-        for index, (ids, spans) in zip(chosen, find(chat, pairs) if pairs else [], strict=True):
-            marks = chat.marks(templates[index], rows[index])
-            _check_shown(chat, rows[index], marks)
-            encoded[index] = _mark(chat, rows[index], ids, spans, chat.stops(marks))
+    for index, (ready, said), tokens in zip(spoken, found, tokenise(chat, texts), strict=True):
+        marked = _mark(chat, ready, tokens)
+        encoded[index] = dataclasses.replace(marked, spelled=ready.spelled, unshown=not all_shown(ready, said.text))
     return encoded
 
 
-def _check_shown(chat: Chat, row: ChatRow, marks: TurnMarks) -> None:
-    if not marks.shows_strings and any(isinstance(message.get("content"), str) for message in row.messages):
-        raise InputError(
-            f"the chat template of {folder_of(chat.tokenizer)} must show contents that are strings; it drops them (row "
-            f'at {row.where}). Write each content as [{{"type": "text", "text": ...}}].'
-        )
+def _spoken(chat: Chat, ready: Ready) -> Spoken:
+    """Where the assistant speaks: by tags, else by prefixes, else by a template of ours that renders the same."""
+    row, template = ready.row, ready.template
+    if has_generation_tags(template, folder_of(chat.tokenizer)):
+        said = tagged_spans(chat, row, template)
+    else:
+        try:
+            said = prefix_spans(chat, row, template)
+        except InputError:
+            said = twin_spans(chat, row, template)
+            if said is None:
+                raise
+    check_shown(chat, ready, said.text, spoken_turns(row, said.text, said.spans))
+    return said
 
 
-def _mark(chat: Chat, row: ChatRow, ids: list[int], spans: Sequence[Span], stops: frozenset[int]) -> Tokenised:
+def _mark(chat: Chat, ready: Ready, tokens: Tokens) -> Tokenised:
+    ids, stops = tokens.ids, chat.stops(ready.turn)
     trained = np.zeros(len(ids), np.bool_)
-    for start, end in spans:
+    spans = list(zip(tokens.cuts[::2], tokens.cuts[1::2], strict=True))
+    merged = False
+    for (begins, _), (start, end) in zip(spans, token_spans(tokens.offsets, spans), strict=True):
+        # Phi's control tokens take the blanks behind them: those of the header stay the header's.
+        while start < end and ids[start] in chat.controls.id_set and tokens.offsets[start][0] < begins:
+            start += 1
         trained[start : _turn_end(chat, ids, start, end, stops)] = True
+        merged = merged or (start < end and tokens.offsets[start][0] < begins)
     trained[:1] = False
     if not trained.any():
         raise InputError(
-            f"the assistant's turns must hold a token to train; got none in the row at {row.where}. Remove the row, or "
-            f"see whether the chat template of {folder_of(chat.tokenizer)} puts {{% generation %}} tags round them."
+            f"the assistant's turns must hold a token to train; got none in the row at {ready.row.where}. Remove the "
+            f"row, or see whether the chat template of {folder_of(chat.tokenizer)} puts {{% generation %}} tags round "
+            "them."
         )
-    stopped = ids[int(np.flatnonzero(trained)[-1])] in stops
-    return Tokenised(ids=np.array(ids, np.int32), trained=trained, stopped=stopped)
+    return Tokenised(
+        ids=np.array(ids, np.int32),
+        trained=trained,
+        merged=merged,
+        stopped=ids[int(np.flatnonzero(trained)[-1])] in stops,
+    )
 
 
 def _turn_end(chat: Chat, ids: list[int], start: int, end: int, stops: frozenset[int]) -> int:
@@ -74,4 +98,15 @@ def _turn_end(chat: Chat, ids: list[int], start: int, end: int, stops: frozenset
             stop += 1
         if stop < len(ids) and ids[stop] in stops:
             return stop + 1
-    return next((place + 1 for place in range(last - 1, start - 1, -1) if ids[place] in stops), end)
+    stop = next((place for place in range(last - 1, start - 1, -1) if ids[place] in stops), None)
+    return end if stop is None else _first_stop(chat, ids, start, stop, stops) + 1
+
+
+def _first_stop(chat: Chat, ids: list[int], start: int, stop: int, stops: frozenset[int]) -> int:
+    """The first of the stop tokens that end a turn one after another: Phi writes its EOS after the end of a turn."""
+    for place in range(stop - 1, start - 1, -1):
+        if ids[place] in stops:
+            stop = place
+        elif not chat.is_blank(ids[place]):
+            break
+    return stop

@@ -134,9 +134,13 @@ def _check_vocabulary(tokenizer: Any, row: Row, example: Example, vocab_size: in
 
 
 def _events(tokens: Tokenised) -> Sequence[str]:
-    return [
-        name for name, happened in (("merged_boundaries", tokens.merged), ("unstopped", not tokens.stopped)) if happened
-    ]
+    events = {
+        "merged_boundaries": tokens.merged,
+        "unstopped": not tokens.stopped,
+        "spelled_controls": tokens.spelled,
+        "unshown_messages": tokens.unshown,
+    }
+    return [name for name, happened in events.items() if happened]
 
 
 def _warn(counts: Counts, first: dict[str, str], folder: str) -> None:
@@ -151,4 +155,16 @@ def _warn(counts: Counts, first: dict[str, str], folder: str) -> None:
             "in %d rows no stop token ends the last answer (first at %s), so the model is not taught to stop. "
             "See the chat template and `eos_token` in %s.",
             *(counts.unstopped, first["unstopped"], folder),
+        )
+    if counts.spelled_controls:
+        log.warning(
+            "in %d rows a message spells a control token (first at %s): it is encoded as text. Calls of tools and "
+            "reasoning have columns of their own (`tool_calls`, `reasoning_content`).",
+            *(counts.spelled_controls, first["spelled_controls"]),
+        )
+    if counts.unshown_messages:
+        log.warning(
+            "in %d rows the chat template of %s leaves a system or user message out (first at %s): the model is "
+            "trained without it. See the template.",
+            *(counts.unshown_messages, folder, first["unshown_messages"]),
         )

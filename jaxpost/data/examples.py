@@ -15,12 +15,16 @@ class Tokenised:
       ids, trained: as in `Example`.
       merged: one token holds the end of the prompt and the start of the completion.
       stopped: the last trained token is one that ends generation.
+      spelled: a message spells a control token; it is encoded as text.
+      unshown: the template leaves the text of a system or user message out.
     """
 
     ids: Int32[np.ndarray, " n"]
     trained: Bool[np.ndarray, " n"]
     merged: bool = False
     stopped: bool = True
+    spelled: bool = False
+    unshown: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,6 +62,8 @@ class Counts:
     dropped_empty: int = 0
     merged_boundaries: int = 0
     unstopped: int = 0
+    spelled_controls: int = 0
+    unshown_messages: int = 0
 
     def dropped(self) -> str:
         """The reasons for which rows were dropped, each with its count; empty if none was."""
@@ -74,6 +80,8 @@ class Counts:
             (self.truncated, "truncated"),
             (self.merged_boundaries, "with a token across the end of the prompt"),
             (self.unstopped, "with a last answer that no stop token ends"),
+            (self.spelled_controls, "with text that spells a control token"),
+            (self.unshown_messages, "with a message that the template leaves out"),
         )
         parts = [
             f"{self.rows:,} rows: {self.examples:,} kept",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import os.path
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,11 +29,19 @@ class Rendered:
 class TurnMarks:
     """What stands around an assistant's answer: `supplied`, the texts that a generation prompt may have put before it
     (longest first), and `tail`, the text that the template puts after it. `shows_strings`: a content that is a string
-    gets into the text; templates of vision models take only lists of parts, and drop strings without a word."""
+    gets into the text; templates of vision models take only lists of parts, and drop strings without a word.
+    `quotes_arguments`: arguments of a tool call that are JSON already are encoded a second time."""
 
     supplied: tuple[str, ...] = ()
     tail: str = ""
     shows_strings: bool = True
+    quotes_arguments: bool = False
+
+    @property
+    def opening(self) -> str:
+        """The part of the generation prompt that opens the answer's reasoning; empty if it opens none."""
+        before, opened, after = self.supplied[0].rpartition("<think>") if self.supplied else ("", "", "")
+        return "" if "</think>" in after else opened + after
 
 
 def folder_of(tokenizer: Any) -> str:
@@ -145,8 +154,7 @@ def turn_marks(tokenizer: Any, template: str, kwargs: Mapping[str, Any]) -> Turn
 
     A template that cannot render such a conversation gives empty marks.
     """
-    messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": SENTINEL}]
-    row = ChatRow(source=0, where="a trial conversation", messages=messages, template_kwargs=kwargs)
+    row = _trial({"content": SENTINEL}, kwargs)
     try:
         asked = render(tokenizer, template, row, end=1).text
         opened = render(tokenizer, template, row, end=1, prompt=True).text
@@ -155,8 +163,27 @@ def turn_marks(tokenizer: Any, template: str, kwargs: Mapping[str, Any]) -> Turn
         return TurnMarks()
     prompt = opened.removeprefix(asked) if opened.startswith(asked) else ""
     before, found, tail = whole.rpartition(SENTINEL)
+    quotes = _quotes_arguments(tokenizer, template, kwargs)
     if not found:
-        return TurnMarks(supplied=(prompt,) if prompt else (), shows_strings=False)
+        return TurnMarks(supplied=(prompt,) if prompt else (), shows_strings=False, quotes_arguments=quotes)
     # A template may open more than its finished turns show, a `<think>` say: then the part that both have.
     header = os.path.commonprefix([prompt, before.removeprefix(asked)])
-    return TurnMarks(supplied=tuple(dict.fromkeys(filter(None, (prompt, header)))), tail=tail)
+    supplied = tuple(dict.fromkeys(filter(None, (prompt, header))))
+    return TurnMarks(supplied=supplied, tail=tail, quotes_arguments=quotes)
+
+
+def _trial(answer: Mapping[str, Any], kwargs: Mapping[str, Any]) -> ChatRow:
+    messages = [{"role": "user", "content": "question"}, {"role": "assistant", **answer}]
+    return ChatRow(source=0, where="a trial conversation", messages=messages, template_kwargs=kwargs)
+
+
+def _quotes_arguments(tokenizer: Any, template: str, kwargs: Mapping[str, Any]) -> bool:
+    if "tool_calls" not in template:
+        return False
+    arguments = f'{{"{SENTINEL}": 1}}'
+    call = {"type": "function", "id": "abcdefghi", "function": {"name": "name", "arguments": arguments}}
+    try:
+        text = render(tokenizer, template, _trial({"content": "", "tool_calls": [call]}, kwargs)).text
+    except InputError:
+        return False
+    return json.dumps(arguments) in text

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from jaxpost.core.errors import InputError
+from jaxpost.data.controls import Controls
 from jaxpost.data.rows import ChatRow
 from jaxpost.data.template import TurnMarks, folder_of, turn_marks
 
@@ -19,25 +20,36 @@ class Chat:
       tokenizer: a fast tokenizer of transformers (one with a tokenizer.json).
       stop_ids: ids that end generation (generation_config.json). The tokenizer's own EOS and the token, outside of the
         common vocabulary, that the template puts after an answer need not be named.
+      twins: template -> our own tagged templates that render as it does (`data.twins`).
     """
 
     tokenizer: Any
     stop_ids: frozenset[int] = frozenset()
+    twins: dict[str, list[str]] = dataclasses.field(default_factory=dict, repr=False)
     _marks: dict[tuple[str, str], TurnMarks] = dataclasses.field(default_factory=dict, repr=False)
     _blank: dict[int, bool] = dataclasses.field(default_factory=dict, repr=False)
     _stops: dict[str, frozenset[int]] = dataclasses.field(default_factory=dict, repr=False)
 
     @functools.cached_property
+    def controls(self) -> Controls:
+        """The tokenizer's control tokens, which no message may spell."""
+        return Controls(tokenizer=self.tokenizer)
+
+    @functools.cached_property
     def untrimmed(self) -> Any:
         """The tokenizer without post-processor: most of them trim a token's offsets to its text without blanks."""
+        self.check_fast()
+        tokenizer = copy.deepcopy(self.tokenizer)
+        tokenizer.backend_tokenizer.post_processor = None
+        return tokenizer
+
+    def check_fast(self) -> None:
+        """InputError unless the tokenizer has a tokenizer.json: only then are places in the text known."""
         if not getattr(self.tokenizer, "is_fast", False):
             raise InputError(
                 f"the tokenizer must be a fast one; got {type(self.tokenizer).__name__} at "
                 f"{folder_of(self.tokenizer)}. Save it with a tokenizer.json."
             )
-        tokenizer = copy.deepcopy(self.tokenizer)
-        tokenizer.backend_tokenizer.post_processor = None
-        return tokenizer
 
     def marks(self, template: str, row: ChatRow) -> TurnMarks:
         """What the template puts around an answer, under the row's template arguments."""

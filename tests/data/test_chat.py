@@ -66,7 +66,7 @@ def test_D3_stop_tokens_are_trained_and_headers_are_not(kind):
 def test_D3_what_follows_the_stop_token_is_not_trained(template):
     """The newline after the stop token is never generated.
 
-    Mutation: jaxpost/data/chat.py: `(place + 1 for place in` -> `(end for place in`
+    Mutation: jaxpost/data/chat.py: `stop, stops) + 1` -> `stop, stops) + 9`
     """
     tokenizer = toys.toy(template)
     assert trained_texts(tokenizer, encode(tokenizer, chat_row("a", "b"))) == ["b<|im_end|>"]
@@ -224,7 +224,7 @@ def test_D6_every_assistant_turn_is_trained_and_last_only_trains_one(kind):
 
 @pytest.mark.parametrize("kind", LADDER)
 def test_prompt_and_completion_messages_train_the_completion(kind):
-    """Mutation: jaxpost/data/spans.py: `each.spans[skipped:]` -> `each.spans`"""
+    """Mutation: jaxpost/data/spans.py: `rendered.spans[_untrained(chat, row, template, len(rendered.spans)) :]` -> `rendered.spans`"""
     tokenizer = toys.toy(LADDER[kind])
     turns = toys.messages("a", "the", "b", "thing", "c", "and")
     row = make_row({"prompt": turns[:3], "completion": turns[3:]}, source=1, where="data.jsonl line 1")
@@ -265,13 +265,16 @@ def test_D16_a_template_that_drops_earlier_reasoning_is_never_trained_by_guessed
     assert "hm" not in tokenizer.decode(encoded.ids)
 
 
-def test_D16_a_token_over_the_edge_of_a_turn_is_refused():
-    """The header's newline and the answer's make one token: the prefixes are exact as text, but not as tokens.
+@pytest.mark.parametrize("template", [toys.CHATML, toys.TAGGED])
+def test_D15_a_token_over_the_start_of_a_turn_is_trained_and_said(template):
+    """The header's newline and the answer's make one token, which no generation prompt supplies.
 
-    Mutation: jaxpost/data/spans.py: `if prefix != ids[: len(prefix)]:` -> `if False:`
+    Mutation: jaxpost/data/chat.py: `merged = merged or (start < end and` -> `merged = merged or (start > end and`
     """
-    with pytest.raises(InputError, match="one token reach over the start"):
-        encode(toys.toy(toys.CHATML), chat_row("q", "\nyes"))
+    tokenizer = toys.toy(template)
+    merged, clear = encode(tokenizer, chat_row("q", "\nyes"), chat_row("q", "yes"))
+    assert trained_texts(tokenizer, merged) == ["\n\nyes<|im_end|>"]
+    assert merged.merged and not clear.merged
 
 
 def test_a_tokenizer_that_puts_a_blank_before_a_text_works_by_whole_prefixes():
