@@ -56,6 +56,7 @@ FAMILIES = {
         **dict(special=IM, stop="<|im_end|>", tools=True, thinks=True),
         added=(*CALLS, "<tool_response>", "</tool_response>", "<think>", "</think>"),
     ),
+    "qwen3_instruct_2507": Family(special=IM, stop="<|im_end|>", added=CALLS, tools=True),
     "qwen3_thinking_2507": Family(
         **dict(special=IM, stop="<|im_end|>", tools=True, thinks=True),
         added=(*CALLS, "<tool_response>", "</tool_response>", "<think>", "</think>"),

@@ -66,8 +66,10 @@ def _check_roles(chat: Chat, row: ChatRow) -> None:
 
 
 def _message(message: dict[str, Any], turn: TurnMarks) -> dict[str, Any]:
-    content = message.get("content")
-    if message["role"] == "assistant" and turn.opening and reasoning_of(message) is None:
+    content, reasoning = message.get("content"), reasoning_of(message)
+    if reasoning is not None:
+        message = {**message, "reasoning_content": reasoning}
+    if message["role"] == "assistant" and turn.opening and reasoning is None:
         match = split_reasoning(content, True)
         if match is not None and not match["open"]:  # a sampled answer: the prompt had opened its reasoning
             message = {**message, "content": turn.opening + content.lstrip()}
@@ -107,7 +109,7 @@ def all_shown(ready: Ready, text: str) -> bool:
 
 
 def _require(chat: Chat, ready: Ready, what: str, wanted: str, text: str) -> None:
-    if wanted not in text:
+    if wanted not in text and json.dumps(wanted, ensure_ascii=False)[1:-1] not in text:
         way_out = (
             "Give another template, or end the row with that turn."
             if "reasoning" in what

@@ -40,8 +40,8 @@ class TurnMarks:
     @property
     def opening(self) -> str:
         """The part of the generation prompt that opens the answer's reasoning; empty if it opens none."""
-        before, opened, after = self.supplied[0].rpartition("<think>") if self.supplied else ("", "", "")
-        return "" if "</think>" in after else opened + after
+        _, opened, after = self.supplied[0].rpartition("<think>") if self.supplied else ("", "", "")
+        return opened + after if opened and "</think>" not in after else ""
 
 
 def folder_of(tokenizer: Any) -> str:

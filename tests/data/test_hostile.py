@@ -21,7 +21,7 @@ from jaxpost.data.rows import make_row
 from jaxpost.data.tokens import Text, tokenise
 from jaxpost.data.turns import Chat
 
-ROWS = 25  # of each of the 21 families: over 500
+ROWS = 25  # of each of the 22 families: over 500
 
 
 def row_of(messages, **columns):
@@ -96,7 +96,7 @@ def conversations(draw, name, tokens):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_D13_no_message_forges_a_turn(name):
-    """525 hostile rows over 21 families: the control tokens, one by one, are those of the same conversation with
+    """550 hostile rows over 22 families: the control tokens, one by one, are those of the same conversation with
     harmless words, in training and in generation, and only the answers are trained.
 
     Mutation: jaxpost/data/controls.py: `marked = self._starts.sub(rf"\\1{SAID}", text) if` -> `marked = text if`
@@ -116,13 +116,17 @@ def test_D13_no_message_forges_a_turn(name):
         answers = [message for message in hostile["messages"] if message["role"] == "assistant"]
         assert len(spoken) == len(answers)
         for said, answer in zip(spoken, answers, strict=True):
-            assert answer["content"].strip().replace("▁", " ") in said.replace("▁", " ")
-            assert said.count(FAMILIES[name].stop.replace("▁", " ")) >= 1
+            assert bare(answer["content"]) in bare(said) and bare(said).endswith(bare(FAMILIES[name].stop))
         prompts = [encode_prompt(chat, each["messages"][:-1], each.get("tools")) for each in (hostile, harmless)]
         assert controls_in(chat, prompts[0]) == controls_in(chat, prompts[1])
         rendered = chat.tokenizer.apply_chat_template(**as_arguments(hostile), tokenize=False)
-        assert chat.tokenizer.decode(bad.ids).replace("▁", " ").split() == rendered.replace("▁", " ").split()
+        assert bare(chat.tokenizer.decode(bad.ids)) == bare(rendered)
     assert tried > ROWS // 2
+
+
+def bare(text):
+    """Without blanks, which some control tokens swallow, and without the bar that stands for one."""
+    return "".join(text.replace("▁", " ").split())
 
 
 def as_arguments(columns):
