@@ -2,8 +2,9 @@
 
 Which tokens are the assistant's is never guessed from the text. Either the template says so by `{% generation %}` tags;
 or each turn is the difference of two renderings, before and after it, and these must make up the whole conversation
-exactly; or a tagged template of ours renders the same bytes; any other template is an error. What a generation prompt supplies (the header, an opened `<think>`) is not
-trained; the stop token that ends a turn is; what follows it inside the turn (a newline, mostly) is not.
+exactly; or a tagged template of ours renders the same bytes. Any other template is an error. What a generation prompt
+supplies (the header, an opened `<think>`) is not trained; the stop token that ends a turn is; what follows it inside
+the turn (a newline, mostly) is not.
 """
 
 import dataclasses

@@ -1,9 +1,9 @@
 """Control tokens are the template's alone: a message that spells one is encoded as the text that it is.
 
 Strings of a row are marked where they spell a control token, before the template sees them. In the rendered text, what
-is spelled without a mark is the template's. That is respelled, the marks are taken out, and a copy of the tokenizer that
-knows the control tokens by their new spelling only encodes the result: one text, encoded at one go, in which a message
-can say anything. Rows that spell none take the tokenizer as it is.
+is spelled without a mark is the template's. That is respelled, the marks are taken out, and a copy of the tokenizer
+that knows the control tokens by their new spelling only encodes the result: one text, encoded at one go, in which a
+message can say anything. Rows that spell none take the tokenizer as it is.
 """
 
 import dataclasses
@@ -12,8 +12,6 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
-
-import tokenizers
 
 from jaxpost.core.errors import InputError
 from jaxpost.data.rows import ChatRow
@@ -30,7 +28,9 @@ _HTML = re.compile(
     r"</?(table|caption|thead|tbody|tfoot|tr|th|td|h[1-6]|blockquote|ul|ol|li|p|br|hr|a|pre|strong|em|b|i|u|s|sub|sup|code)>"
 )
 # Reasoning that an answer starts with: its two marks are the template's business, whatever else stands in it.
-_REASONED = re.compile(r"(?P<open>\s*<think>)?(?P<thought>(?:(?!<think>).)*?)(?P<close></think>)(?P<rest>.*)", re.DOTALL)
+_REASONED = re.compile(
+    r"(?P<open>\s*<think>)?(?P<thought>(?:(?!<think>).)*?)(?P<close></think>)(?P<rest>.*)", re.DOTALL
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,14 +73,15 @@ class Controls:
         return max(map(len, self.ids), default=0)
 
     @functools.cached_property
-    def respelled(self) -> tokenizers.Tokenizer:
+    def respelled(self) -> Any:
         """The tokenizer's copy to which control tokens are known by their new spelling only.
 
         Raises:
           InputError: the tokenizer cannot be changed so.
         """
         try:
-            found = tokenizers.Tokenizer.from_str(_respell(self.tokenizer.backend_tokenizer.to_str(), self.ids))
+            backend = self.tokenizer.backend_tokenizer
+            found = type(backend).from_str(_respell(backend.to_str(), self.ids))
         except Exception as error:  # the library's own errors have no common type
             raise self._failed(" ".join(str(error).split())) from None
         wrong = [token for token, index in self.ids.items() if found.token_to_id(respell(token)) != index]

@@ -69,7 +69,7 @@ def _message(message: dict[str, Any], turn: TurnMarks) -> dict[str, Any]:
     content, reasoning = message.get("content"), reasoning_of(message)
     if reasoning is not None:
         message = {**message, "reasoning_content": reasoning}
-    if message["role"] == "assistant" and turn.opening and reasoning is None:
+    if message["role"] == "assistant" and turn.opening and reasoning is None and isinstance(content, str):
         match = split_reasoning(content, True)
         if match is not None and not match["open"]:  # a sampled answer: the prompt had opened its reasoning
             message = {**message, "content": turn.opening + content.lstrip()}

@@ -57,7 +57,8 @@ def _untrainable(chat: Chat, row: ChatRow, turn: int, problem: str) -> InputErro
     return InputError(
         "the chat template must mark the assistant's turns with {% generation %} tags, or render each turn the same "
         f"whatever follows it; got one of {folder_of(chat.tokenizer)} that {problem} (row at {row.where}, message "
-        f"{turn}). Add the tags to the template in that folder, or give the row as `prompt` and `completion` messages."
+        f"{turn}). Add the tags to the template, give another by `--chat-template`, or give the row as `prompt` and "
+        "`completion` messages."
     )
 
 

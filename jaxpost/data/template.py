@@ -60,7 +60,7 @@ def template_of(tokenizer: Any, row: ChatRow) -> str:
     except ValueError:
         raise InputError(
             f"rows of messages need a chat template; got a tokenizer without one at {folder_of(tokenizer)} (row at "
-            f"{row.where}). Put a chat_template.jinja into that folder, or write the rows as `prompt` and `completion`."
+            f"{row.where}). Give `--chat-template chatml` or a file, or write the rows as `prompt` and `completion`."
         ) from None
 
 

@@ -23,6 +23,7 @@ class Model:
       folder: where config.json, weights and tokenizer lie; None for a model that was made in memory.
       hf_config: config.json as read; `save` writes it again.
       checkpoint_dtypes: dtype of each tensor in the source, by Hugging Face name; `save` keeps them.
+      given_tokenizer: in place of the folder's, where a chat template was given; `save` writes it.
     """
 
     config: "ModelConfig"
@@ -30,20 +31,25 @@ class Model:
     folder: Path | None = None
     hf_config: Mapping[str, Any] = field(default_factory=dict)
     checkpoint_dtypes: Mapping[str, str] = field(default_factory=dict)
+    given_tokenizer: Any = None
 
     @cached_property
     def tokenizer(self) -> Any:
         """The folder's tokenizer as transformers reads it, loaded at first use; code in the folder is never run."""
+        if self.given_tokenizer is not None:
+            return self.given_tokenizer
         if self.folder is None:
             raise InputError("`model.tokenizer` must come from a folder; this model was made in memory.")
         return load_tokenizer(self.folder)
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
-        """Every id that config.json or generation_config.json says ends generation; they may differ."""
+        """Every id that config.json or generation_config.json says ends generation (they may differ), and the EOS of a
+        given tokenizer."""
         path = self.folder / "generation_config.json" if self.folder is not None else None
         written = read_json(path) if path is not None and path.exists() else {}
         ids = [settings.get("eos_token_id") for settings in (self.hf_config, written)]
+        ids.append(None if self.given_tokenizer is None else self.given_tokenizer.eos_token_id)
         return frozenset(i for part in ids for i in (part if isinstance(part, list) else [part]) if i is not None)
 
 

@@ -19,6 +19,7 @@ from jaxpost.hub.model import Model
 from jaxpost.hub.names import EMBEDDING, HEAD, Leaf, in_file_order, leaves
 from jaxpost.hub.safetensors_reader import DTYPES
 from jaxpost.hub.safetensors_writer import MAX_SHARD_BYTES, Unwritten, write_folder
+from jaxpost.hub.tokenizer_files import write_stop_ids, write_tokenizer
 from jaxpost.models.config import ModelConfig
 from jaxpost.models.families import config_from_hf
 
@@ -84,6 +85,9 @@ def write(
     (folder / "config.json").write_text(json.dumps(hf, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if model.folder is not None:
         _copy(model.folder, folder)
+    if model.given_tokenizer is not None:
+        write_tokenizer(folder, model.given_tokenizer)
+        write_stop_ids(folder, model.stop_ids)
 
 
 def _written_config(model: Model, params: Any) -> ModelConfig:

@@ -15,6 +15,7 @@ from jaxpost.core.files import fill_folder, refuse_existing, write_file
 from jaxpost.core.progress import progress
 from jaxpost.hub.peft import load_adapter, save_adapter
 from jaxpost.hub.save import write
+from jaxpost.hub.tokenizer_files import write_tokenizer
 from jaxpost.hub.verify import check_written
 from jaxpost.recipes.reporting import check_reporters, open_reporters, write_summary
 from jaxpost.recipes.sft_config import LoraConfig, SftConfig
@@ -88,6 +89,8 @@ def _save(setup: Setup, trainable: Any) -> None:
         else:
             adapters = Adapters(trainable, setup.spec)
             save_adapter(aside, adapters, model, base_name=config.model)
+            if model.given_tokenizer is not None:
+                write_tokenizer(aside, model.given_tokenizer)
             _check_adapter(adapters, load_adapter(aside, model))
 
 

@@ -32,6 +32,7 @@ class SftConfig:
     )
     output: Path = option(help="new folder for the adapter (or checkpoint), metrics.jsonl and run.yaml")
     adapter: Path | None = option(None, "PEFT folder to start from; it is trained further")
+    chat_template: str | None = option(None, "chatml or a file with Jinja, in place of the tokenizer's own template")
     full: bool = option(False, "train all weights instead of an adapter")
     lora: LoraConfig = LoraConfig()
     loss: Literal["nll", "dft", "eaft"] = option("nll", "likelihood, or weighted by probability or by entropy")

@@ -19,6 +19,7 @@ from jaxpost.hub.checkpoint import load
 from jaxpost.hub.model import Model
 from jaxpost.hub.peft import load_adapter
 from jaxpost.objectives import adapter_policy, full_policy, sft
+from jaxpost.recipes.chat_template import with_chat_template
 from jaxpost.recipes.sft_config import SftConfig, resolve
 from jaxpost.sharding import batch_sharding, dropped_axes, make_mesh, replicated, tree_shardings
 from jaxpost.train.loop import total_steps
@@ -71,6 +72,8 @@ def prepare(config: SftConfig) -> Setup:
     assert config.learning_rate is not None, "filled in by resolve"
     mesh = _mesh(config)
     model = load(config.model, dtype="float32" if config.full else config.dtype, mesh=mesh)
+    if config.chat_template is not None:
+        model = with_chat_template(model, config.chat_template, trains_rows=config.full)
     encoded = encode_rows(
         model.tokenizer,
         read_rows(config.data),

@@ -224,7 +224,7 @@ def test_D6_every_assistant_turn_is_trained_and_last_only_trains_one(kind):
 
 @pytest.mark.parametrize("kind", LADDER)
 def test_prompt_and_completion_messages_train_the_completion(kind):
-    """Mutation: jaxpost/data/spans.py: `rendered.spans[_untrained(chat, row, template, len(rendered.spans)) :]` -> `rendered.spans`"""
+    """Mutation: jaxpost/data/spans.py: `rendered.spans[_untrained(chat, row, template, len(rendered.spans)) :]` -> `rendered.spans`"""  # noqa: E501
     tokenizer = toys.toy(LADDER[kind])
     turns = toys.messages("a", "the", "b", "thing", "c", "and")
     row = make_row({"prompt": turns[:3], "completion": turns[3:]}, source=1, where="data.jsonl line 1")

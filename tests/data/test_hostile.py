@@ -266,7 +266,10 @@ def test_D13_private_characters_in_a_row_that_spells_control_tokens_are_refused(
     with pytest.raises(InputError, match=r"U\+E5C3.*line 1"):
         encode(chat, toys.messages(f"<{SAID}|im_end|>", "<|im_end|>"))
     messages = toys.messages(f"q{SAID}", "a")
-    assert encode(chat, messages).ids.tolist() == chat.tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
+    assert (
+        encode(chat, messages).ids.tolist()
+        == chat.tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
+    )
 
 
 def test_contents_are_data_and_never_a_template():

@@ -188,7 +188,7 @@ def test_D1_D10_tools_and_their_calls(name, form):
 def test_D10_what_the_template_drops_is_refused(what):
     """Mutation: jaxpost/data/prepare.py: `        _require(chat, ready, "tools", _name(tool), text)` -> `        pass`
     Mutation: jaxpost/data/prepare.py: `_require(chat, ready, f"messages[{index}].tool_calls", _name(call), said)` -> `pass`
-    """
+    """  # noqa: E501
     chat = chat_of("smollm2")
     messages = toys.messages("q", "a")
     columns = {"tools": [TOOL]} if what == "tools" else {}

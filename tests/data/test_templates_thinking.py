@@ -73,7 +73,7 @@ def test_D14_reasoning_that_the_template_drops_is_refused(name, form):
     """ChatML knows no `reasoning_content`; DeepSeek's template cuts the reasoning from every answer.
 
     Mutation: jaxpost/data/prepare.py: `_require(chat, ready, f"messages[{index}].reasoning_content", _reasoning(message), said)` -> `pass`
-    """
+    """  # noqa: E501
     messages = answer("yes", reasoning_content="let us see") if form == "beside" else answer("<think>hm</think>yes")
     if (name, form) == ("chatml", "inside"):
         assert trained_texts(family(name), encode(family(name), messages)) == ["<think>hm</think>yes<|im_end|>"]
@@ -127,7 +127,7 @@ def test_D13_reasoning_marks_elsewhere_are_text():
     """Only those that an answer starts with are the template's; a question has none, nor has the rest of an answer.
 
     Mutation: jaxpost/data/controls.py: `thought, rest = self.text(match["thought"]), self.text(match["rest"])` -> `thought, rest = match["thought"], match["rest"]`
-    """
+    """  # noqa: E501
     chat = family("qwen3")
     marks = [chat.tokenizer.convert_tokens_to_ids(mark) for mark in ("<think>", "</think>")]
     bad = "x <think>a</think> y"

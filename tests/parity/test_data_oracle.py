@@ -76,9 +76,7 @@ def test_D16_real_templates_by_tags_and_by_prefixes(name):
             assert encoded.ids.tolist() == tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
             pairs = zip(encoded.ids.tolist(), encoded.trained.tolist(), strict=True)
             groups = itertools.groupby(pairs, key=lambda pair: pair[1])
-            spans[kind] = [
-                tokenizer.decode([index for index, _ in group]).rstrip("\n") for on, group in groups if on
-            ]
+            spans[kind] = [tokenizer.decode([index for index, _ in group]).rstrip("\n") for on, group in groups if on]
             assert len(spans[kind]) == turns // 2
             answers = [message["content"] for message in messages[1::2]]
             assert all(answer in span for answer, span in zip(answers, spans[kind], strict=True))

@@ -60,6 +60,10 @@ def logs(run):
     return sorted(path.name.split(".")[0] for path in run.out.glob("runs/*"))
 
 
+def files(run):
+    return sorted(path.name for path in run.out.iterdir() if path.is_file())
+
+
 def trained(run):
     return run.column("trained_tokens")
 
@@ -69,6 +73,7 @@ ALIVE = [
     ("model", "{other_model}", losses),
     ("data", "{other_rows}", counts),
     ("adapter", "{adapter}", losses),
+    ("chat_template", "chatml", files),
     ("full", "", shapes),
     ("lora.rank", "5", shapes),
     ("lora.alpha", "8", norms),
@@ -106,6 +111,7 @@ ALIVE = [
 ]
 # option, a value that is refused
 REFUSED = [
+    ("chat_template", "no.jinja"),
     ("overlong", "error"),
     ("quantize", "nf4"),
     ("double_quant", ""),
