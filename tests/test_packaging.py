@@ -101,8 +101,11 @@ def test_the_command_is_installed():
 
 
 @pytest.mark.slow
-def test_the_wheel_holds_every_module(tmp_path):
-    """Measured elsewhere: a package missing in the list works in an editable install and is absent from the wheel."""
+def test_the_wheel_holds_every_module_and_template(tmp_path):
+    """Measured elsewhere: a package missing in the list works in an editable install and is absent from the wheel.
+
+    Mutation: pyproject.toml: `"jaxpost.data" = ["templates/*.jinja"]` -> ``
+    """
     import shutil
     import zipfile
 
@@ -111,7 +114,7 @@ def test_the_wheel_holds_every_module(tmp_path):
     command = [sys.executable, "-m", "pip", "wheel", "-qq", "--no-deps", "--no-build-isolation", "-w", tmp_path, copy]
     subprocess.run(command, check=True, timeout=300)
     (wheel,) = tmp_path.glob("*.whl")
-    held = {name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".py")}
-    ours = {str(path.relative_to(ROOT)) for path in (ROOT / "jaxpost").rglob("*.py")}
+    held = {name for name in zipfile.ZipFile(wheel).namelist() if name.endswith((".py", ".jinja"))}
+    ours = {str(p.relative_to(ROOT)) for kind in ("*.py", "*.jinja") for p in (ROOT / "jaxpost").rglob(kind)}
     kernels = {f"jaxpost/kernels/{path.name}" for path in (ROOT / "kernels" / "src").glob("*.py")}
     assert held == ours | kernels

@@ -12,8 +12,8 @@ from jaxpost.hub.checkpoint import load
 from jaxpost.hub.grow import grow_vocabulary
 
 SHORT = ("--steps", "2", "--batch-size", "1", "--max-length", "64", "--dtype", "float32")
-NEW = "{% for m in messages %}{{ '<|' + m.role + '|><|new|>' + m.content + '<|stop|>' }}{% endfor %}"
-NEW += "{% if add_generation_prompt %}{{ '<|assistant|><|new|>' }}{% endif %}"
+NEW = "{% for m in messages %}{{ '<|new|>' + m.role + ': ' + m.content + '<|stop|>' }}{% endfor %}"
+NEW += "{% if add_generation_prompt %}{{ '<|new|>assistant: ' }}{% endif %}"
 
 
 @pytest.fixture(scope="module")
