@@ -24,6 +24,7 @@ PHI3 = ("<unk>", "<s>", "</s>", "<|endoftext|>", "<|assistant|>", "<|system|>", 
 R1 = ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>", "<｜tool▁calls▁begin｜>")
 R1 += ("<｜tool▁calls▁end｜>", "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>", "<｜tool▁sep｜>")
 R1 += ("<｜tool▁outputs▁begin｜>", "<｜tool▁outputs▁end｜>", "<｜tool▁output▁begin｜>", "<｜tool▁output▁end｜>")
+PHI4_MINI = ("<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>", "<|tool|>", "<|/tool|>")
 GRANITE = ("<|end_of_text|>", "<|start_of_role|>", "<|end_of_role|>", "<|tool_call|>")
 
 
@@ -77,6 +78,7 @@ FAMILIES = {
     ),
     "phi3": Family(special=PHI3, stop="<|end|>", kind="llama", bos="<s>", eos="<|endoftext|>", rstrip=True),
     "phi3_5": Family(special=PHI3, stop="<|end|>", kind="llama", bos="<s>", eos="<|endoftext|>", rstrip=True),
+    "phi4_mini": Family(special=PHI4_MINI, stop="<|end|>", eos="<|endoftext|>"),
     "phi4": Family(special=(*IM, "<|im_sep|>"), stop="<|im_end|>"),
     "deepseek_r1_distill": Family(
         **dict(special=R1, stop=R1[1], added=("<think>", "</think>"), bos=R1[0], thinks=True),

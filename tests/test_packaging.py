@@ -102,10 +102,7 @@ def test_the_command_is_installed():
 
 @pytest.mark.slow
 def test_the_wheel_holds_every_module_and_template(tmp_path):
-    """Measured elsewhere: a package missing in the list works in an editable install and is absent from the wheel.
-
-    Mutation: pyproject.toml: `"jaxpost.data" = ["templates/*.jinja"]` -> ``
-    """
+    """Measured elsewhere: a package missing in the list works in an editable install and is absent from the wheel."""
     import shutil
     import zipfile
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxpost.core.errors import InputError
-from jaxpost.data.controls import reasoning_of, split_reasoning
+from jaxpost.data.marking import mark_row
+from jaxpost.data.reasoning import reasoning_of, split_reasoning
 from jaxpost.data.rows import ChatRow
 from jaxpost.data.template import TurnMarks, folder_of, template_of
 from jaxpost.data.turns import Chat, turns_of
@@ -50,7 +51,7 @@ def prepare(chat: Chat, row: ChatRow) -> Ready:
         )
     messages = [_message(message, turn) for message in row.messages]
     plain = dataclasses.replace(row, messages=messages)
-    marked, spelled = chat.controls.mark(plain, "</think>" in template or bool(turn.opening))
+    marked, spelled = mark_row(chat.controls, plain, "</think>" in template or bool(turn.opening))
     return Ready(row=marked, template=template, turn=turn, marked=marked is not plain, spelled=spelled)
 
 
@@ -70,8 +71,8 @@ def _message(message: dict[str, Any], turn: TurnMarks) -> dict[str, Any]:
     if reasoning is not None:
         message = {**message, "reasoning_content": reasoning}
     if message["role"] == "assistant" and turn.opening and reasoning is None and isinstance(content, str):
-        match = split_reasoning(content, True)
-        if match is not None and not match["open"]:  # a sampled answer: the prompt had opened its reasoning
+        parts = split_reasoning(content, True)
+        if parts is not None and not parts.opening:  # a sampled answer: the prompt had opened its reasoning
             message = {**message, "content": turn.opening + content.lstrip()}
     if turn.quotes_arguments and message.get("tool_calls"):
         message = {**message, "tool_calls": [_call(call) for call in message["tool_calls"]]}
@@ -122,9 +123,8 @@ def _require(chat: Chat, ready: Ready, what: str, wanted: str, text: str) -> Non
 
 
 def _reasoning(message: Mapping[str, Any]) -> str:
-    match = split_reasoning(message.get("content"), False)
-    beside = reasoning_of(message)
-    return (beside if beside is not None else match["thought"] if match else "").strip()
+    beside, parts = reasoning_of(message), split_reasoning(message.get("content"), False)
+    return (beside if beside is not None else parts.thought if parts else "").strip()
 
 
 def _name(tool: Any) -> str:

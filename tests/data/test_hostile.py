@@ -14,14 +14,14 @@ from transformers import PreTrainedTokenizerFast
 
 from jaxpost.core.errors import InputError
 from jaxpost.data.chat import encode_chats
-from jaxpost.data.controls import SAID
 from jaxpost.data.encode import encode_rows
 from jaxpost.data.prompt import encode_prompt
+from jaxpost.data.respell import SAID
 from jaxpost.data.rows import make_row
 from jaxpost.data.tokens import Text, tokenise
 from jaxpost.data.turns import Chat
 
-ROWS = 25  # of each of the 22 families: over 500
+ROWS = 25  # of each of the 23 families: over 500
 
 
 def row_of(messages, **columns):
@@ -96,7 +96,7 @@ def conversations(draw, name, tokens):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_D13_no_message_forges_a_turn(name):
-    """550 hostile rows over 22 families: the control tokens, one by one, are those of the same conversation with
+    """575 hostile rows over 23 families: the control tokens, one by one, are those of the same conversation with
     harmless words, in training and in generation, and only the answers are trained.
 
     Mutation: jaxpost/data/controls.py: `marked = self._starts.sub(rf"\\1{SAID}", text) if` -> `marked = text if`
@@ -189,7 +189,7 @@ def test_D13_pieces_of_a_message_do_not_join(piece):
 
 
 def test_D13_names_of_keys_roles_and_template_arguments_are_text_as_well():
-    """Mutation: jaxpost/data/controls.py: `{self.value(key): self.value(item) for` -> `{key: self.value(item) for`"""
+    """Mutation: jaxpost/data/marking.py: `{self.value(key): self.value(item) for` -> `{key: self.value(item) for`"""
     chat = Chat(tokenizer=families.tokenizer("llama3_2"))
     bad = "x<|eot_id|>"
     tool = {"type": "function", "function": {"name": "f", "parameters": {bad: 1}}}
@@ -230,7 +230,7 @@ def test_D13_a_normalizer_makes_no_control_token():
 def test_D13_a_vocabulary_that_holds_control_tokens_makes_none_of_text():
     """A unigram model takes any piece of its vocabulary, `</s>` too, and a merge may spell one.
 
-    Mutation: jaxpost/data/controls.py: `[[new.get(piece, piece), score] for` -> `[[piece, score] for`
+    Mutation: jaxpost/data/respell.py: `[[new.get(piece, piece), score] for` -> `[[piece, score] for`
     """
     letters = [(letter, -2.0) for letter in "▁abcdefghijklmnopqrstuvwxyz<>/:\n"]
     backend = Tokenizer(models.Unigram([("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), *letters], unk_id=0))
@@ -260,7 +260,7 @@ def test_D13_rows_that_tried_are_counted_and_named(caplog):
 def test_D13_private_characters_in_a_row_that_spells_control_tokens_are_refused():
     """They could undo the marks; without a control token beside them they are text like any other.
 
-    Mutation: jaxpost/data/controls.py: `        if marker.private:` -> `        if False:`
+    Mutation: jaxpost/data/marking.py: `    if marker.private:` -> `    if False:`
     """
     chat = Chat(tokenizer=families.tokenizer("chatml"))
     with pytest.raises(InputError, match=r"U\+E5C3.*line 1"):

@@ -26,7 +26,14 @@ TOOL = {
 }
 CALL = {"type": "function", "id": "abcdefghi", "function": {"name": "search", "arguments": {"q": "the thing", "n": 2}}}
 RESULT = {"role": "tool", "content": "found", "tool_call_id": "abcdefghi"}
-PREFIXES_FAIL = ("qwen3", "qwen3_thinking_2507", "deepseek_r1_distill", "phi3", "phi3_5", "mistral_v3", "mistral_nemo")
+PREFIXES_FAIL = ("qwen3", "qwen3_thinking_2507", "deepseek_r1_distill", "phi3", "phi3_5")
+PREFIXES_FAIL += ("phi4_mini", "mistral_v3", "mistral_nemo")
+# Mistral Small: whatever the default system message, prefixes do.
+TEKKEN = """{{- bos_token }}{%- if messages[0]['role'] == 'system' %}{%- set system = messages[0]['content'] %}
+{%- set turns = messages[1:] %}{%- else %}{%- set system = 'You are a model.' %}{%- set turns = messages %}{%- endif %}
+{{- '[SYSTEM_PROMPT]' + system + '[/SYSTEM_PROMPT]' }}{%- for message in turns %}{%- if message['role'] == 'user' %}
+{{- '[INST]' + message['content'] + '[/INST]' }}{%- elif message['role'] == 'assistant' %}
+{{- message['content'] + eos_token }}{%- else %}{{- raise_exception('no such role') }}{%- endif %}{%- endfor %}"""
 
 
 def chat_of(name, template=None):
@@ -123,6 +130,15 @@ def test_every_trial_conversation_that_the_template_takes_has_its_ids(name):
         assert render(tagged.tokenizer, tagged.tokenizer.chat_template, row).text == text
         assert family_templates()[name] in proven(chat, chat.tokenizer.chat_template)
     assert taken >= 3
+
+
+@pytest.mark.parametrize("system", [None, "be brief"])
+def test_D1_a_template_of_no_twin_by_prefixes(system):
+    chat = chat_of("mistral_nemo", TEKKEN)
+    messages = toys.messages("q", "  the", "r", "", system=system)
+    encoded = encode(chat, messages)
+    assert encoded.ids.tolist() == template_ids(chat, messages)
+    assert trained_texts(chat, encoded) == ["  the</s>", "</s>"]
 
 
 def test_a_twin_is_used_only_where_it_renders_the_same():
@@ -228,7 +244,7 @@ def test_D15_training_and_generation_split_at_the_same_place(name):
     assert chat.tokenizer.convert_ids_to_tokens(last) == FAMILIES[name].stop
 
 
-@pytest.mark.parametrize("name", ["phi3", "phi3_5"])
+@pytest.mark.parametrize("name", ["phi3", "phi3_5", "phi4_mini"])
 def test_D3_the_first_of_two_stop_tokens_ends_the_turn(name):
     """Phi writes its EOS after the last turn's end: generation has stopped before it.
 

@@ -39,7 +39,7 @@ def answer(content, **fields):
 def test_D14_reasoning_in_any_form_is_trained_once(name):
     """Beside the content, in it, or in it with the closing mark alone, as a sampled answer has it: the same ids.
 
-    Mutation: jaxpost/data/controls.py: `answers = message.get("role") == "assistant" and` -> `answers = False and`
+    Mutation: jaxpost/data/marking.py: `answers = message.get("role") == "assistant" and` -> `answers = False and`
     """
     chat = family(name)
     forms = [answer("yes", **{key: "let us see"}) for key in ("reasoning_content", "thinking", "reasoning")]
@@ -126,7 +126,7 @@ def test_D15_an_empty_reasoning_that_the_prompt_supplies_is_not_trained():
 def test_D13_reasoning_marks_elsewhere_are_text():
     """Only those that an answer starts with are the template's; a question has none, nor has the rest of an answer.
 
-    Mutation: jaxpost/data/controls.py: `thought, rest = self.text(match["thought"]), self.text(match["rest"])` -> `thought, rest = match["thought"], match["rest"]`
+    Mutation: jaxpost/data/marking.py: `thought, rest = self.text(parts.thought), self.text(parts.rest)` -> `thought, rest = parts.thought, parts.rest`
     """  # noqa: E501
     chat = family("qwen3")
     marks = [chat.tokenizer.convert_tokens_to_ids(mark) for mark in ("<think>", "</think>")]
@@ -136,6 +136,9 @@ def test_D13_reasoning_marks_elsewhere_are_text():
         encoded = encode(chat, messages)
         assert [encoded.ids.tolist().count(mark) for mark in marks] == [1, 1]
         assert trained_texts(chat, encoded)[0].endswith(f"</think>\n\n{bad}<|im_end|>") and encoded.spelled
+    nested = encode(chat, answer("<think>\nthe mark <think> opens it\n</think>\n\nyes"))
+    assert [nested.ids.tolist().count(mark) for mark in marks] == [1, 1]
+    assert "the mark <think> opens it" in trained_texts(chat, nested)[0]
     beside = encode(chat, answer(bad, reasoning_content=f"hm {bad}"))
     assert [beside.ids.tolist().count(mark) for mark in marks] == [1, 1]
 
