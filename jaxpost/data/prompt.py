@@ -43,7 +43,7 @@ def stop_tokens(
     chat: Chat, tools: Sequence[Any] | str | None = None, template_kwargs: Mapping[str, Any] | None = None
 ) -> frozenset[int]:
     """Ids that end the assistant's turn: `chat.stop_ids`, the tokenizer's EOS, the token after a trained answer."""
-    ready = prepare(chat, _row([{"role": "user", "content": ""}], tools, template_kwargs, "the prompt"))
+    ready = prepare(chat, _row([], tools, template_kwargs, "the prompt"))
     return chat.stops(ready.turn)
 
 

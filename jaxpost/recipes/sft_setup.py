@@ -18,6 +18,7 @@ from jaxpost.data.sources import read_rows
 from jaxpost.hub.checkpoint import load
 from jaxpost.hub.model import Model
 from jaxpost.hub.peft import load_adapter
+from jaxpost.hub.tokenizer_files import adapter_tokenizer
 from jaxpost.objectives import adapter_policy, full_policy, sft
 from jaxpost.recipes.chat_template import with_chat_template
 from jaxpost.recipes.sft_config import SftConfig, resolve
@@ -74,6 +75,9 @@ def prepare(config: SftConfig) -> Setup:
     model = load(config.model, dtype="float32" if config.full else config.dtype, mesh=mesh)
     if config.chat_template is not None:
         model = with_chat_template(model, config.chat_template, trains_rows=config.full)
+    elif config.adapter is not None:  # with the template that it was trained with
+        own = adapter_tokenizer(config.adapter, model.config.vocab_size)
+        model = dataclasses.replace(model, given_tokenizer=own)
     encoded = encode_rows(
         model.tokenizer,
         read_rows(config.data),

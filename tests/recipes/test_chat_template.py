@@ -91,6 +91,17 @@ def test_an_exported_adapter_has_the_template_that_it_was_trained_with(sft, plac
     assert AutoTokenizer.from_pretrained(out).chat_template == AutoTokenizer.from_pretrained(run.out).chat_template
 
 
+def test_an_adapter_is_trained_further_with_its_own_template(sft, places):
+    """The base has none; the second folder holds it again.
+
+    Mutation: jaxpost/recipes/sft_setup.py: `model = dataclasses.replace(model, given_tokenizer=own)` -> `pass`
+    """
+    first = train(sft, places, "padded", "--chat-template", "chatml")
+    second = train(sft, places, "padded", "--adapter", str(first.out))
+    assert second.status == 0, second.stderr
+    assert AutoTokenizer.from_pretrained(second.out).eos_token == "<|im_end|>"
+
+
 def test_new_rows_are_the_mean_of_the_known_ones(places):
     """Rows that pad the vocabulary do not count, and are used.
 
