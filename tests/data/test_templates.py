@@ -151,8 +151,8 @@ def test_a_twin_is_used_only_where_it_renders_the_same():
     messages = toys.messages("q", "a", "r", "b")
     row = make_row({"messages": messages}, source=1, where="x")
     assert twin_spans(chat_of("qwen3"), row, shipped) is not None
-    longer = shipped.replace("'\\n</think>\\n\\n'", "'\\n</think>\\n'")
-    assert proven(chat_of("qwen3"), longer) == []
+    other = shipped.replace("\\n<tool_response>\\n", "\\n<tool_result>\\n")
+    assert other != shipped and proven(chat_of("qwen3"), other) == []
     hidden = shipped.replace("{{- '<|im_end|>' -}}", "{{- ('!' if content == 'b' else '') + '<|im_end|>' -}}")
     chat = chat_of("qwen3", hidden)
     assert hidden != shipped and proven(chat, hidden)

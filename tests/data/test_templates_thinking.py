@@ -11,6 +11,7 @@ from jaxpost.data.chat import encode_chats
 from jaxpost.data.prompt import encode_prompt
 from jaxpost.data.rows import make_row
 from jaxpost.data.turns import Chat
+from jaxpost.data.twins import family_templates
 
 THINKERS = ("qwen3", "qwen3_thinking_2507")
 
@@ -114,13 +115,14 @@ def test_D15_an_empty_reasoning_that_the_prompt_supplies_is_not_trained():
 
     Mutation: jaxpost/data/spans.py: `            return place + len(header)` -> `            return place`
     """
-    chat = family("qwen3")
     off = {"enable_thinking": False}
-    encoded = encode(chat, answer("yes"), chat_template_kwargs=off)
-    assert trained_texts(chat, encoded) == ["yes<|im_end|>"]
-    prompt = encode_prompt(chat, answer("yes")[:1], template_kwargs=off)
-    assert encoded.ids.tolist()[: len(prompt)] == prompt
-    assert trained_texts(chat, encode(chat, answer("yes"))) == ["<think>\n\n</think>\n\nyes<|im_end|>"]
+    for template in (None, family_templates()["qwen3"]):  # by prefixes and by tags
+        chat = Chat(tokenizer=families.tokenizer("qwen3", template))
+        encoded = encode(chat, answer("yes"), chat_template_kwargs=off)
+        assert trained_texts(chat, encoded) == ["yes<|im_end|>"]
+        prompt = encode_prompt(chat, answer("yes")[:1], template_kwargs=off)
+        assert encoded.ids.tolist()[: len(prompt)] == prompt
+        assert trained_texts(chat, encode(chat, answer("yes"))) == ["<think>\n\n</think>\n\nyes<|im_end|>"]
 
 
 def test_D13_reasoning_marks_elsewhere_are_text():
