@@ -44,6 +44,11 @@ class Controls:
         return frozenset(self.ids.values())
 
     @functools.cached_property
+    def _counted(self) -> frozenset[int]:
+        # A character that the vocabulary lacks becomes the unknown token, which no template writes.
+        return self.id_set - {self.tokenizer.unk_token_id}
+
+    @functools.cached_property
     def _anywhere(self) -> re.Pattern[str]:
         """Every place where a control token is spelled without a mark; the longest that fits."""
         return re.compile(any_of(self.ids), re.DOTALL)
@@ -87,9 +92,15 @@ class Controls:
             f"{folder_of(self.tokenizer)} cannot do it ({reason}). Take such rows out."
         )
 
-    def count(self, text: str) -> int:
-        """How many control tokens a text spells without a mark."""
-        return sum(1 for _ in self._anywhere.finditer(text)) if self.ids else 0
+    def spells(self, text: str) -> bool:
+        """Whether a text spells a control token without a mark."""
+        return bool(self.ids) and self._anywhere.search(text) is not None
+
+    def agree(self, text: str, ids: Sequence[int]) -> bool:
+        """Whether the ids of a text hold as many control tokens as it spells without a mark."""
+        unknown = self.tokenizer.unk_token
+        spelled = sum(match["meant"] not in (None, unknown) for match in self._either.finditer(text)) if self.ids else 0
+        return sum(index in self._counted for index in ids) == spelled
 
     def mark_text(self, text: str) -> str:
         """The text with a mark after the first character of every control token in it, and of one that its end begins.
@@ -113,8 +124,7 @@ class Controls:
         """
         plain, places = self._respelled_text(text, cuts)
         encoding = self.respelled.encode(plain, add_special_tokens=False)
-        written = sum(1 for match in self._either.finditer(text) if match["meant"])
-        if sum(index in self.id_set for index in encoding.ids) != written:
+        if not self.agree(text, encoding.ids):
             raise self._failed("its rules make one of plain text, or none of the token itself")
         return encoding.ids, encoding.offsets, places
 

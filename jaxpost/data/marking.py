@@ -55,7 +55,7 @@ class _Marker:
         marked = self.controls.mark_text(text)
         if marked != text:
             self.marked = True
-            self.spelled = self.spelled or self.controls.count(text) > 0
+            self.spelled = self.spelled or self.controls.spells(text)
         return marked
 
     def message(self, message: Mapping[str, Any]) -> dict[str, Any]:

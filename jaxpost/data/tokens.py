@@ -38,7 +38,7 @@ def tokenise(chat: Chat, texts: Sequence[Text]) -> list[Tokens]:
     found = []
     for each in texts:
         ids, offsets = ([], []) if each.marked else next(quick)
-        if each.marked or sum(index in chat.controls.id_set for index in ids) != chat.controls.count(each.text):
+        if each.marked or not chat.controls.agree(each.text, ids):
             ids, offsets, cuts = chat.controls.encode(each.text, each.cuts)
             found.append(Tokens(ids=ids, offsets=offsets, cuts=cuts))
         else:

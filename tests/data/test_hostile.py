@@ -16,7 +16,7 @@ from jaxpost.core.errors import InputError
 from jaxpost.data.chat import encode_chats
 from jaxpost.data.encode import encode_rows
 from jaxpost.data.prompt import encode_prompt
-from jaxpost.data.respell import SAID
+from jaxpost.data.respell import MEANT, SAID
 from jaxpost.data.rows import make_row
 from jaxpost.data.tokens import Text, tokenise
 from jaxpost.data.turns import Chat
@@ -100,7 +100,7 @@ def test_D13_no_message_forges_a_turn(name):
     harmless words, in training and in generation, and only the answers are trained.
 
     Mutation: jaxpost/data/controls.py: `marked = self._starts.sub(rf"\\1{SAID}", text) if` -> `marked = text if`
-    Mutation: jaxpost/data/tokens.py: `if each.marked or sum(` -> `if False and sum(`
+    Mutation: jaxpost/data/tokens.py: `if each.marked or not` -> `if False and not`
     """
     draw = random.Random(name)
     chat = Chat(tokenizer=families.tokenizer(name))
@@ -213,7 +213,7 @@ def test_D13_a_role_that_names_a_control_token_is_refused():
 def test_D13_a_normalizer_makes_no_control_token():
     """Full-width letters that NFKC turns into the token's own: the count of control ids tells.
 
-    Mutation: jaxpost/data/tokens.py: `!= chat.controls.count(each.text):` -> `< 0:`
+    Mutation: jaxpost/data/tokens.py: `or not chat.controls.agree(each.text, ids):` -> `or False:`
     """
     tokenizer = toys.toy(toys.CHATML)
     backend = tokenizer.backend_tokenizer
@@ -244,6 +244,39 @@ def test_D13_a_vocabulary_that_holds_control_tokens_makes_none_of_text():
     chat = Chat(tokenizer=tokenizer)
     encoded = encode(chat, toys.messages("q</s>", "a</s>b"))
     assert encoded.ids.tolist().count(2) == 2
+
+
+def test_a_letter_that_the_vocabulary_lacks_is_no_control_token():
+    """It becomes the unknown token: the row is trained, and one that spells the token's name has letters for it.
+
+    Mutation: jaxpost/data/controls.py: `return self.id_set - {self.tokenizer.unk_token_id}` -> `return self.id_set`
+    """
+    letters = ["<unk>", "</s>", *"▁abcdefghijklmnopqrstuvwxyz<>/:"]
+    vocabulary = {letter: index for index, letter in enumerate(letters)}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.add_special_tokens(["<unk>", "</s>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="<unk>")
+    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}"
+    chat = Chat(tokenizer=tokenizer)
+    encoded = encode(chat, toys.messages("é", "aé"))
+    theirs = tokenizer.apply_chat_template(toys.messages("é", "aé"), return_dict=True)["input_ids"]
+    assert encoded.ids.tolist() == theirs and theirs.count(0) == 2
+    bad = encode(chat, toys.messages("é <unk>", "a</s>é"))
+    assert (bad.ids.tolist().count(0), bad.ids.tolist().count(1)) == (2, 2)
+
+
+def test_D13_a_tokenizer_that_cannot_keep_them_apart_is_refused():
+    """Its normalizer undoes the new spelling: an error in one line, never a forged turn.
+
+    Mutation: jaxpost/data/controls.py: `        if not self.agree(text, encoding.ids):` -> `        if False:`
+    """
+    tokenizer = toys.toy(toys.CHATML)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace(MEANT, "")
+    tokenizer.backend_tokenizer.add_special_tokens([AddedToken("<|tool|>", normalized=True)])
+    with pytest.raises(InputError, match="must be encoded as text; the tokenizer at toy/folder") as caught:
+        encode(Chat(tokenizer=tokenizer), toys.messages("q<|tool|>", "a"))
+    assert "\n" not in str(caught.value)
 
 
 def test_D13_rows_that_tried_are_counted_and_named(caplog):
