@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float32, Int32
 
 from jaxpost.core.errors import InputError
-from jaxpost.data.examples import Example
+from jaxpost.data.examples import Example, lengths_of
 from jaxpost.data.packing import pack
 
 BUCKET = 64  # tokens: the smallest bucket without packing, and what a packed bucket's length is a multiple of
@@ -66,7 +66,7 @@ class BatchPlan:
                 f"`micro_batch_size` must divide `batch_size`; got {self.micro_batch_size} and {self.batch_size}. "
                 "Change one of them."
             )
-        if (longest := max(len(example.ids) for example in self.examples)) > self.max_length:
+        if (longest := int(lengths_of(self.examples).max())) > self.max_length:
             raise InputError(
                 f"`examples` must fit `max_length` {self.max_length}; got one of {longest} tokens. Cut it."
             )
@@ -75,13 +75,14 @@ class BatchPlan:
     def rows(self) -> list[list[int]]:
         """The examples of each row, by index, in the order before shuffling."""
         if self.packing:
-            return pack([len(example.ids) for example in self.examples], self.max_length)
+            return _packed(lengths_of(self.examples).tobytes(), self.max_length)
         return [[index] for index in range(len(self.examples))]
 
     @functools.cached_property
     def lengths(self) -> Int32[np.ndarray, " rows"]:
         """Tokens in each row."""
-        return np.array([sum(len(self.examples[i].ids) for i in row) for row in self.rows], np.int32)
+        lengths = lengths_of(self.examples)
+        return np.array([lengths[row].sum() for row in self.rows], np.int32)
 
     @property
     def accumulate(self) -> int:
@@ -137,6 +138,12 @@ class BatchPlan:
         if self.packing:
             return min(self.max_length, -(-int(self.lengths.max()) // BUCKET) * BUCKET)
         return min(self.max_length, max(BUCKET, 1 << (length - 1).bit_length()))
+
+
+@functools.lru_cache(maxsize=2)
+def _packed(lengths: bytes, capacity: int) -> list[list[int]]:
+    """Packed once for all plans of these lengths: plans are replaced while a micro-batch is looked for."""
+    return pack(np.frombuffer(lengths, np.int32), capacity)
 
 
 @functools.lru_cache(maxsize=4)

@@ -1,17 +1,18 @@
 """Rows -> examples: tokenised, with the trained tokens marked, cut or dropped to `max_length`, everything counted."""
 
-import collections
 import dataclasses
+import hashlib
 import itertools
+import json
 import logging
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from jaxpost.core.errors import InputError
 from jaxpost.data.chat import encode_chats
-from jaxpost.data.examples import Counts, Encoded, Example, Tokenised
+from jaxpost.data.examples import Counts, Encoded, Example, Tally, Tokenised, fingerprint_of
 from jaxpost.data.plain import Plain, encode_completions, encode_texts
-from jaxpost.data.rows import ChatRow, CompletionRow, Row, TextRow
+from jaxpost.data.rows import BadRow, ChatRow, CompletionRow, Row, TextRow
 from jaxpost.data.template import folder_of
 from jaxpost.data.turns import Chat
 
@@ -20,17 +21,37 @@ CHUNK_ROWS = 1024  # tokenised at a time: enough for the tokenizer's threads, li
 log = logging.getLogger(__name__)
 
 
-def encode_rows(
-    tokenizer: Any,
-    rows: Iterable[Row],
-    *,
-    max_length: int,
-    overlong: str,
-    vocab_size: int,
-    stop_ids: Collection[int] = (),
-    last_only: bool = False,
-) -> Encoded:
-    """Encode rows for supervised fine-tuning.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncodeOptions:
+    """How rows are encoded.
+
+    Attributes:
+      max_length: in tokens, 2 or more.
+      overlong: what becomes of a longer row: "truncate" keeps its start, "drop" leaves it out, "error" raises.
+      vocab_size: rows of the model's embedding; every id must be below it.
+      stop_ids: ids that end generation beside the tokenizer's EOS (generation_config.json).
+      last_only: of a conversation train the last assistant turn only.
+      skip_bad_rows: leave out and count a row that cannot be read, or that the template cannot train, instead of
+        raising. A row over `max_length` and an id over the vocabulary raise as before: they tell of the options and of
+        the checkpoint.
+    """
+
+    max_length: int
+    overlong: str
+    vocab_size: int
+    stop_ids: Collection[int] = ()
+    last_only: bool = False
+    skip_bad_rows: bool = False
+
+    def __post_init__(self):
+        if self.max_length < 2:
+            raise InputError(f"`max_length` must be 2 tokens or more; got {self.max_length}. Raise it.")
+        if self.overlong not in OVERLONG:
+            raise InputError(f"`overlong` must be one of {', '.join(OVERLONG)}; got {self.overlong!r}. Choose one.")
+
+
+def encode_rows(tokenizer: Any, rows: Iterable[Row | BadRow], **options: Any) -> Encoded:
+    """Encode rows for supervised fine-tuning, all into memory (`dataset.prepare_data` keeps them on disk).
 
     A `text` row gets the tokenizer's own special tokens and one EOS, and is trained whole. `prompt` and `completion`
     strings are joined without a template; the completion and one EOS are trained. Messages go through the chat
@@ -39,61 +60,100 @@ def encode_rows(
     Args:
       tokenizer: a fast tokenizer of transformers.
       rows: from `read_rows`.
-      max_length: in tokens, 2 or more.
-      overlong: what becomes of a longer row: "truncate" keeps its start, "drop" leaves it out, "error" raises.
-      vocab_size: rows of the model's embedding; every id must be below it.
-      stop_ids: ids that end generation beside the tokenizer's EOS (generation_config.json).
-      last_only: of a conversation train the last assistant turn only.
+      options: of `EncodeOptions`.
 
     Raises:
       InputError: a row that cannot be trained as it is, by file and line; no row left, with the reasons.
     """
-    _check_options(max_length, overlong)
-    plain, chat = Plain(tokenizer=tokenizer), Chat(tokenizer=tokenizer, stop_ids=frozenset(stop_ids))
-    tally: collections.Counter[str] = collections.Counter()
-    first: dict[str, str] = {}
-    examples = []
-    for row, tokens in _tokenise(plain, chat, rows, last_only):
-        example, note = _fit(row, tokens, max_length, overlong)
-        tally.update(["rows", *filter(None, [note])])
-        if example is not None and tokens is not None:
-            _check_vocabulary(tokenizer, row, example, vocab_size)
-            examples.append(example)
-            for event in _events(tokens):
-                tally[event] += 1
-                first.setdefault(event, row.where)
-    counts = Counts(
-        examples=len(examples),
-        tokens=sum(len(example.ids) for example in examples),
-        trained_tokens=sum(int(example.trained.sum()) for example in examples),
-        **tally,
-    )
-    if not examples:
+    tally = Tally()
+    examples = list(encode_stream(tokenizer, rows, EncodeOptions(**options), tally))
+    counts = close(tally, folder_of(tokenizer))
+    return Encoded(examples=examples, counts=counts, fingerprint=joint_fingerprint([(fingerprint_of(examples), tally)]))
+
+
+def encode_stream(
+    tokenizer: Any, rows: Iterable[Row | BadRow], options: EncodeOptions, tally: Tally
+) -> Iterator[Example]:
+    """The examples one after another, some rows read at a time; the tally is whole when they have all come."""
+    plain, chat = Plain(tokenizer=tokenizer), Chat(tokenizer=tokenizer, stop_ids=frozenset(options.stop_ids))
+    for row, tokens in _tokenise(plain, chat, rows, options):
+        tally.counts["rows"] += 1
+        if isinstance(row, BadRow):
+            if not options.skip_bad_rows:
+                raise InputError(row.reason)
+            tally.add_bad(row.reason)
+            continue
+        example, note = _fit(row, tokens, options.max_length, options.overlong)
+        tally.counts.update(filter(None, [note]))
+        if example is None or tokens is None:
+            continue
+        _check_vocabulary(tokenizer, row, example, options.vocab_size)
+        sizes = {"examples": 1, "tokens": len(example.ids), "trained_tokens": int(example.trained.sum())}
+        tally.counts.update(sizes)
+        for event in _events(tokens):
+            tally.counts[event] += 1
+            tally.first.setdefault(event, row.where)
+        yield example
+
+
+def close(tally: Tally, folder: str) -> Counts:
+    """The counts of a whole tally, once they have been warned about; `folder` is the tokenizer's.
+
+    Raises:
+      InputError: no row is left to train on.
+    """
+    counts = Counts(**tally.counts)
+    if not counts.examples:
         reasons = f": {counts.dropped()}" if counts.rows else ""
-        raise InputError(f"`data` must hold a row to train on; got {counts.rows} rows{reasons}. Check the data.")
-    _warn(counts, first, folder_of(tokenizer))
-    return Encoded(examples=examples, counts=counts)
+        first = f" The first broken one: {tally.bad[0]}" if tally.bad else ""
+        raise InputError(f"`data` must hold a row to train on; got {counts.rows} rows{reasons}. Check the data.{first}")
+    for reason in tally.bad:
+        log.warning("skipped: %s", reason)
+    if counts.dropped_bad > len(tally.bad):
+        log.warning("and %d more broken rows", counts.dropped_bad - len(tally.bad))
+    _warn(counts, tally.first, folder)
+    return counts
 
 
-def _check_options(max_length: int, overlong: str) -> None:
-    if max_length < 2:
-        raise InputError(f"`max_length` must be 2 tokens or more; got {max_length}. Raise it.")
-    if overlong not in OVERLONG:
-        raise InputError(f"`overlong` must be one of {', '.join(OVERLONG)}; got {overlong!r}. Choose one.")
+def joint_fingerprint(parts: Sequence[tuple[str, Tally]], weights: Sequence[float] | None = None) -> str:
+    """The fingerprint (hex) of sources put together: their examples', their numbers of rows, their weights."""
+    told = [[fingerprint, tally.counts["rows"]] for fingerprint, tally in parts]
+    return hashlib.sha256(json.dumps([told, weights]).encode()).hexdigest()
 
 
-def _tokenise(plain: Plain, chat: Chat, rows: Iterable[Row], last_only: bool) -> Iterator[tuple[Row, Tokenised | None]]:
+def _tokenise(
+    plain: Plain, chat: Chat, rows: Iterable[Row | BadRow], options: EncodeOptions
+) -> Iterator[tuple[Row | BadRow, Tokenised | None]]:
     rows = iter(rows)
     while chunk := list(itertools.islice(rows, CHUNK_ROWS)):
-        if last_only:
+        if options.last_only:
             chunk = [_last_turn(row) if isinstance(row, ChatRow) else row for row in chunk]
-        encoded = {
-            TextRow: iter(encode_texts(plain, [row for row in chunk if isinstance(row, TextRow)])),
-            CompletionRow: iter(encode_completions(plain, [row for row in chunk if isinstance(row, CompletionRow)])),
-            ChatRow: iter(encode_chats(chat, [row for row in chunk if isinstance(row, ChatRow)])),
-        }
-        for row in chunk:
-            yield row, next(encoded[type(row)])
+        try:
+            yield from _tokenise_chunk(plain, chat, chunk)
+        except InputError:
+            if not options.skip_bad_rows:
+                raise
+            # One of them: each alone says which.
+            yield from itertools.chain.from_iterable(_tokenise_alone(plain, chat, row) for row in chunk)
+
+
+def _tokenise_chunk(
+    plain: Plain, chat: Chat, chunk: Sequence[Row | BadRow]
+) -> Sequence[tuple[Row | BadRow, Tokenised | None]]:
+    encoded = {
+        TextRow: iter(encode_texts(plain, [row for row in chunk if isinstance(row, TextRow)])),
+        CompletionRow: iter(encode_completions(plain, [row for row in chunk if isinstance(row, CompletionRow)])),
+        ChatRow: iter(encode_chats(chat, [row for row in chunk if isinstance(row, ChatRow)])),
+        BadRow: itertools.repeat(None),
+    }
+    return [(row, next(encoded[type(row)])) for row in chunk]
+
+
+def _tokenise_alone(plain: Plain, chat: Chat, row: Row | BadRow) -> Sequence[tuple[Row | BadRow, Tokenised | None]]:
+    try:
+        return _tokenise_chunk(plain, chat, [row])
+    except InputError as error:
+        return [(BadRow(source=row.source, where=row.where, reason=str(error)), None)]
 
 
 def _last_turn(row: ChatRow) -> ChatRow:

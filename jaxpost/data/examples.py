@@ -1,7 +1,11 @@
 """What encoding makes of rows: token ids with the trained ones marked, and the tally of what became of the rows."""
 
+import bisect
+import collections
 import dataclasses
-from collections.abc import Sequence
+import hashlib
+import itertools
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Int32
@@ -60,6 +64,8 @@ class Counts:
     dropped_truncated: int = 0
     dropped_no_assistant: int = 0
     dropped_empty: int = 0
+    dropped_bad: int = 0
+    unused: int = 0
     merged_boundaries: int = 0
     unstopped: int = 0
     spelled_controls: int = 0
@@ -72,6 +78,8 @@ class Counts:
             (self.dropped_truncated, "dropped as truncation left nothing to train"),
             (self.dropped_no_assistant, "dropped as having no assistant turn"),
             (self.dropped_empty, "dropped as empty"),
+            (self.dropped_bad, "skipped as broken"),
+            (self.unused, "beyond their share of the mixture"),
         )
         return ", ".join(f"{count:,} {reason}" for count, reason in reasons if count)
 
@@ -92,9 +100,118 @@ class Counts:
         return "; ".join(part for part in parts if part)
 
 
+SHOWN = 5  # broken rows that are named; the others are counted
+
+
+@dataclasses.dataclass(kw_only=True)
+class Tally:
+    """What has become of the rows so far: a few numbers and places, however many rows there are.
+
+    Attributes:
+      counts: by the names of `Counts`.
+      first: for each event that is warned about the place of the first row where it happened.
+      bad: the reasons of the first broken rows.
+    """
+
+    counts: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    first: dict[str, str] = dataclasses.field(default_factory=dict)
+    bad: list[str] = dataclasses.field(default_factory=list)
+
+    def add_bad(self, reason: str) -> None:
+        """Counts a broken row."""
+        self.counts["dropped_bad"] += 1
+        self.bad = [*self.bad, reason][:SHOWN]
+
+    def merge(self, other: "Tally") -> None:
+        """Adds what became of the rows that follow."""
+        self.counts.update(other.counts)
+        self.first = {**other.first, **self.first}
+        self.bad = [*self.bad, *other.bad][:SHOWN]
+
+
+class Fingerprint:
+    """SHA-256 of examples in their order: their ids, what is trained, and the rows they came from.
+
+    >>> example = Example(ids=np.array([5, 6], np.int32), trained=np.array([False, True]), source=1)
+    >>> fingerprint_of([example]) == fingerprint_of([example, example])
+    False
+    """
+
+    def __init__(self):
+        self._columns = [hashlib.sha256() for _ in range(4)]  # one each: the examples may come in chunks of any size
+
+    def update(self, examples: Sequence[Example]) -> None:
+        """Adds examples at the end."""
+        meta = np.array([(len(example.ids), example.source) for example in examples], "<i8").reshape(-1, 2)
+        columns = [meta[:, 0].tobytes(), meta[:, 1].tobytes()]
+        columns.append(b"".join(example.ids.astype("<i4", copy=False).tobytes() for example in examples))
+        columns.append(b"".join(example.trained.tobytes() for example in examples))
+        for digest, column in zip(self._columns, columns, strict=True):
+            digest.update(column)
+
+    def hexdigest(self) -> str:
+        """64 hexadecimal digits."""
+        return hashlib.sha256(b"".join(digest.digest() for digest in self._columns)).hexdigest()
+
+
+def fingerprint_of(examples: Sequence[Example]) -> str:
+    """The `Fingerprint` of all of them."""
+    fingerprint = Fingerprint()
+    fingerprint.update(examples)
+    return fingerprint.hexdigest()
+
+
+class Joined(Sequence[Example]):
+    """Examples of several sources as one sequence, all of them or chosen ones; none is copied.
+
+    Args:
+      parts: the examples of each source.
+      rows: rows of each source: those of the next are numbered on from there.
+      chosen: indices into the parts put one after another; None takes all.
+    """
+
+    def __init__(self, parts: Sequence[Sequence[Example]], rows: Sequence[int], chosen: np.ndarray | None = None):
+        self._parts = parts
+        self._first = list(itertools.accumulate([0, *rows[:-1]]))
+        self._starts = list(itertools.accumulate((len(part) for part in parts), initial=0))
+        self._chosen = chosen
+
+    def __len__(self) -> int:
+        return self._starts[-1] if self._chosen is None else len(self._chosen)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        place = index if self._chosen is None else int(self._chosen[index])
+        part = bisect.bisect_right(self._starts, place) - 1
+        example = self._parts[part][place - self._starts[part]]
+        return dataclasses.replace(example, source=example.source + self._first[part])
+
+    @property
+    def lengths(self) -> Int32[np.ndarray, " examples"]:
+        """Tokens of each example."""
+        lengths = np.concatenate([lengths_of(part) for part in self._parts])
+        return lengths if self._chosen is None else lengths[self._chosen]
+
+
+def lengths_of(examples: Iterable[Example]) -> Int32[np.ndarray, " examples"]:
+    """Tokens of each example; where they lie on disk, without reading them."""
+    known = getattr(examples, "lengths", None)
+    return np.array([len(example.ids) for example in examples], np.int32) if known is None else known
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Encoded:
-    """The examples that are left, in the order of their rows, and the counts."""
+    """The examples that are left.
+
+    Attributes:
+      examples: in the order of their rows.
+      counts: what became of all rows.
+      fingerprint: 64 hexadecimal digits that other examples, or the same in another order, would not have: batch n is a
+        pure function of the fingerprint, the seed and n.
+    """
 
     examples: Sequence[Example]
     counts: Counts
+    fingerprint: str

@@ -7,7 +7,7 @@ import numpy as np
 from jaxpost.core.errors import InputError
 
 
-def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+def pack(lengths: Sequence[int] | np.ndarray, capacity: int) -> list[list[int]]:
     """Pack documents into bins of `capacity` tokens, the longest first, each into the fullest bin that has room for it.
 
     Takes O(n log capacity) time. Deterministic: equal lengths go in the order given; the number of bins, and how full

@@ -29,7 +29,7 @@ def read_parquet(file: Path, used: Collection[str]) -> Iterator[tuple[dict[str, 
             for batch in opened.iter_batches(ROWS_AT_ONCE, columns=read):
                 for row in batch.to_pylist(maps_as_pydicts="strict"):
                     number += 1
-                    columns = {name: _without_nulls(row.get(name)) for name in names}
+                    columns = {name: without_nulls(row.get(name)) for name in names}
                     yield columns, f"{file} row {number}"
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError, KeyError) as error:
         raise InputError(
@@ -38,7 +38,12 @@ def read_parquet(file: Path, used: Collection[str]) -> Iterator[tuple[dict[str, 
         ) from None
 
 
-def _without_nulls(value: Any) -> Any:
+def without_nulls(value: Any) -> Any:
+    """The value with the null fields of every object in it left out.
+
+    >>> without_nulls({"a": None, "b": [{"c": None}]})
+    {'b': [{}]}
+    """
     if isinstance(value, dict):
-        return {name: _without_nulls(item) for name, item in value.items() if item is not None}
-    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+        return {name: without_nulls(item) for name, item in value.items() if item is not None}
+    return [without_nulls(item) for item in value] if isinstance(value, list) else value

@@ -63,6 +63,15 @@ class ChatRow:
 Row = TextRow | CompletionRow | ChatRow
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BadRow:
+    """A row that cannot be read or trained, and the one line that says why."""
+
+    source: int
+    where: str
+    reason: str
+
+
 def make_row(columns: Mapping[str, Any], *, source: int, where: str) -> Row:
     """One row from its columns; a column that is null counts as absent.
 

@@ -1,33 +1,100 @@
-"""JSON Lines and Parquet files -> rows, each with its number over all files and the place it came from."""
+"""Files and data sets -> rows, each with its number over all of them and the place it came from."""
 
+import dataclasses
+import functools
+import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxpost.core.errors import InputError
+from jaxpost.data.hub_rows import hub_digest, hub_entries, load_hub
+from jaxpost.data.names import PARQUET, SUFFIXES, DataName, parse_names
 from jaxpost.data.parquet import read_parquet
-from jaxpost.data.rows import COLUMNS, Row, kind_of, make_row
+from jaxpost.data.rows import COLUMNS, BadRow, Row, kind_of, make_row
 
-PARQUET = ".parquet"
-SUFFIXES = (".jsonl", ".json", PARQUET)
 BOM = b"\xef\xbb\xbf"
+Entry = tuple[Callable[[], dict[str, Any]], str]  # reads the columns of a row; its place
 
 
-def read_rows(paths: str | Path | Sequence[str | Path]) -> Iterator[Row]:
-    """The rows of one or several files, JSON Lines or Parquet by their endings, in order, read as they are asked for.
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Source:
+    """One item of `--data`, opened.
+
+    Attributes:
+      name: what was asked for.
+      dataset: the `datasets.Dataset` of a name of the hub; None for a file.
+    """
+
+    name: DataName
+    dataset: Any = None
+
+    def digest(self) -> str:
+        """SHA-256 of the content (hex), whatever its name and age."""
+        if self.name.path is None:
+            return hub_digest(self.dataset)
+        try:
+            with self.name.path.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise InputError(f"cannot read {self.name.path}: {error.strerror}.") from error
+
+    def rows(self, first: int = 1, *, keep_bad: bool = False) -> Iterator[Row | BadRow]:
+        """The rows, numbered from `first`; a broken one raises, or with `keep_bad` comes as a `BadRow`."""
+        for number, (read, where) in enumerate(self._entries(), start=first):
+            try:
+                yield make_row(read(), source=number, where=where)
+            except InputError as error:
+                if not keep_bad:
+                    raise
+                yield BadRow(source=number, where=where, reason=str(error))
+
+    def _entries(self) -> Iterator[Entry]:
+        path = self.name.path
+        if path is not None and path.suffix.lower() != PARQUET:
+            yield from _read_jsonl(path)
+            return
+        entries = hub_entries(self.name, self.dataset) if path is None else read_parquet(path, COLUMNS)
+        for columns, where in entries:
+            yield functools.partial(dict, columns), where
+
+
+def read_rows(data: str | Path | Sequence[str | Path], *, keep_bad: bool = False) -> Iterator[Row | BadRow]:
+    """The rows of one or several items of `--data` (`jaxpost.data.names`), in order, read as they are asked for.
 
     Of JSON Lines, UTF-8 with or without a byte-order mark, LF or CRLF, blank lines and a last line without its end are
-    all accepted.
+    all accepted. Weights are of no effect here.
+
+    Args:
+      keep_bad: a broken row comes as a `BadRow` instead of raising.
 
     Raises:
-      InputError: a file that is missing or of another kind (at once), a broken row (when it is reached, with its line
+      InputError: an item that is missing or of another kind (at once), a broken row (when it is reached, with its line
         or number).
     """
-    files = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
-    for file in files:
-        _check_file(file)
-    return _rows(files)
+    return _numbered(open_sources(data), keep_bad)
+
+
+def open_sources(data: str | Path | Sequence[str | Path]) -> list[Source]:
+    """The items of `--data`: every file checked, every data set fetched.
+
+    Raises:
+      InputError: an item that is missing or of another kind.
+    """
+    names = parse_names([data] if isinstance(data, str | Path) else data)
+    for name in names:
+        if name.path is not None:
+            _check_file(name.path)
+    return [Source(name=name, dataset=None if name.path else load_hub(name, COLUMNS)) for name in names]
+
+
+def _numbered(sources: Sequence[Source], keep_bad: bool) -> Iterator[Row | BadRow]:
+    number = 0
+    for source in sources:
+        for row in source.rows(number + 1, keep_bad=keep_bad):
+            number = row.source
+            yield row
 
 
 def _check_file(file: Path) -> None:
@@ -42,23 +109,14 @@ def _check_file(file: Path) -> None:
         )
 
 
-def _rows(files: Sequence[Path]) -> Iterator[Row]:
-    source = 0
-    for file in files:
-        parquet = file.suffix.lower() == PARQUET
-        for columns, where in read_parquet(file, COLUMNS) if parquet else _read_jsonl(file):
-            source += 1
-            yield make_row(columns, source=source, where=where)
-
-
-def _read_jsonl(file: Path) -> Iterator[tuple[dict[str, Any], str]]:
+def _read_jsonl(file: Path) -> Iterator[Entry]:
     with file.open("rb") as lines:
         # Bytes split at \n only: text mode would also split at a lone \r, and str.splitlines at U+2028.
         for number, line in enumerate(lines, start=1):
             line = (line.removeprefix(BOM) if number == 1 else line).strip()
             if line:
                 where = f"{file} line {number}"
-                yield _parse(line, where), where
+                yield functools.partial(_parse, line, where), where
 
 
 def _parse(line: bytes, where: str) -> dict[str, Any]:

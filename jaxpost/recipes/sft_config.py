@@ -27,9 +27,12 @@ class SftConfig:
     """Supervised fine-tuning."""
 
     model: str = option(help="folder or hub id of the model to start from")
-    data: tuple[Path, ...] = option(
-        help="JSONL or Parquet of text, prompt + completion, messages or ShareGPT rows; repeatable"
+    data: tuple[str, ...] = option(
+        help="JSONL or Parquet file, or data set of the hub, ORG/NAME[/CONFIG][@REVISION][:SPLIT], of text, "
+        "prompt + completion, messages or ShareGPT rows; repeatable; FILE=0.7 and ORG/NAME=0.3 mix by rows: an epoch "
+        "ends where one is used up"
     )
+    skip_bad_rows: bool = option(False, "count and name rows that are broken, and go on without them")
     output: Path = option(help="new folder for the adapter (or checkpoint), metrics.jsonl and run.yaml")
     adapter: Path | None = option(None, "PEFT folder to start from; it is trained further")
     chat_template: str | None = option(None, "chatml or a file with Jinja, in place of the tokenizer's own template")

@@ -12,9 +12,9 @@ from jax.sharding import Mesh
 from jaxpost.adapters import Adapters, init, num_parameters
 from jaxpost.core.errors import InputError
 from jaxpost.data.batches import BatchPlan
-from jaxpost.data.encode import encode_rows
+from jaxpost.data.dataset import prepare_data
+from jaxpost.data.encode import EncodeOptions
 from jaxpost.data.examples import Counts
-from jaxpost.data.sources import read_rows
 from jaxpost.hub.checkpoint import load
 from jaxpost.hub.model import Model
 from jaxpost.hub.peft import load_adapter
@@ -78,14 +78,14 @@ def prepare(config: SftConfig) -> Setup:
     elif config.adapter is not None:  # with the template that it was trained with
         own = adapter_tokenizer(config.adapter, model.config.vocab_size)
         model = dataclasses.replace(model, given_tokenizer=own)
-    encoded = encode_rows(
-        model.tokenizer,
-        read_rows(config.data),
+    options = EncodeOptions(
         max_length=config.max_length,
         overlong=config.overlong,
         vocab_size=model.config.vocab_size,
         stop_ids=model.stop_ids,
+        skip_bad_rows=config.skip_bad_rows,
     )
+    encoded = prepare_data(model.tokenizer, config.data, options, seed=config.seed)
     plan = BatchPlan(
         examples=encoded.examples,
         batch_size=config.batch_size,

@@ -1,0 +1,81 @@
+"""`--data` -> examples on disk: each item tokenised once and kept, then put together, or mixed by weight."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxpost.core.errors import InputError
+from jaxpost.data.cache import Kept, kept, key_of
+from jaxpost.data.encode import EncodeOptions, close, encode_stream, joint_fingerprint
+from jaxpost.data.examples import Encoded, Example, Joined, Tally
+from jaxpost.data.mixing import choose, mixture_sizes
+from jaxpost.data.sources import Source, open_sources
+from jaxpost.data.template import folder_of
+
+
+def prepare_data(
+    tokenizer: Any, data: str | Path | Sequence[str | Path], options: EncodeOptions, *, seed: int = 0
+) -> Encoded:
+    """The examples of all items of `--data`, in their order; nothing of them is held in memory but a few numbers.
+
+    With weights an epoch holds a part of each item, drawn once by `seed`, in numbers that `mixing.mixture_sizes` says:
+    fractions of *rows* as asked for within one row, no row twice, the end where an item is used up. Every epoch goes
+    through these rows in an order of its own. Counts are then of what an epoch holds, and of all rows read.
+
+    Args:
+      tokenizer: a fast tokenizer of transformers.
+      data: files and data sets, as `jaxpost.data.names` spells them.
+      options: how rows are encoded.
+      seed: of the part that a mixture takes.
+
+    Raises:
+      InputError: an item that cannot be read or trained as it is; no row left; a mixture that cannot be had.
+      RunError: the tokenised data cannot be written.
+    """
+    sources = open_sources(data)
+    parts = [_kept(tokenizer, source, options) for source in sources]
+    weights = [source.name.weight for source in sources if source.name.weight is not None] or None
+    tally = Tally()
+    for part in parts:
+        tally.merge(part.tally)
+    examples = [part.examples for part in parts]
+    rows = [part.tally.counts["rows"] for part in parts]
+    joined = Joined(examples, rows)
+    if weights is not None:
+        joined = Joined(examples, rows, _chosen(sources, parts, weights, seed))
+        _count_chosen(tally, joined)
+    counts = close(tally, folder_of(tokenizer))
+    fingerprint = joint_fingerprint([(part.fingerprint, part.tally) for part in parts], weights)
+    return Encoded(examples=joined, counts=counts, fingerprint=fingerprint)
+
+
+def _kept(tokenizer: Any, source: Source, options: EncodeOptions) -> Kept:
+    asked = {**dataclasses.asdict(options), "stop_ids": sorted(options.stop_ids)}
+    key = key_of(tokenizer, data=source.digest(), name=source.name.text, options=asked)
+
+    def examples(tally: Tally) -> Iterator[Example]:
+        return encode_stream(tokenizer, source.rows(keep_bad=options.skip_bad_rows), options, tally)
+
+    return kept(key, examples)
+
+
+def _chosen(sources: Sequence[Source], parts: Sequence[Kept], weights: Sequence[float], seed: int) -> np.ndarray:
+    sizes = [len(part.examples) for part in parts]
+    if 0 in sizes:
+        tally = parts[sizes.index(0)].tally
+        raise InputError(
+            f"each weighted item of `data` must hold a row to train on; got {tally.counts['rows']} rows, none of them "
+            f"left, in {sources[sizes.index(0)].name.text}. Check the data, or remove the item."
+        )
+    return choose(sizes, mixture_sizes(sizes, weights), seed)
+
+
+def _count_chosen(tally: Tally, chosen: Sequence[Example]) -> None:
+    """The tally of what an epoch holds, of a tally of all that is left."""
+    tally.counts["unused"] = tally.counts["examples"] - len(chosen)
+    tally.counts["examples"] = len(chosen)
+    tally.counts["tokens"] = sum(len(example.ids) for example in chosen)
+    tally.counts["trained_tokens"] = sum(int(example.trained.sum()) for example in chosen)
