@@ -11,11 +11,11 @@ import pytest
 import toy_tokenizer as toys
 
 from jaxpost.core.errors import InputError, RunError
-from jaxpost.data import cache, encode, prepare, store
+from jaxpost.data import cache, dataset, encode, store
 from jaxpost.data.batches import BatchPlan
 from jaxpost.data.cache import cache_folder
-from jaxpost.data.encode import EncodeOptions, encode_rows
 from jaxpost.data.dataset import prepare_data
+from jaxpost.data.encode import EncodeOptions, encode_rows
 from jaxpost.data.sources import read_rows
 
 OPTIONS = EncodeOptions(max_length=64, overlong="truncate", vocab_size=10_000, skip_bad_rows=True)
@@ -33,13 +33,13 @@ ROWS = [
 def made(monkeypatch, tmp_path):
     """The cache in a folder of its own; the list of what was tokenised."""
     monkeypatch.setenv("JAXPOST_CACHE", str(tmp_path / "cache"))
-    names, stream = [], prepare.encode_stream
+    names, stream = [], dataset.encode_stream
 
     def spy(tokenizer, rows, options, tally):
         names.append(options)
         return stream(tokenizer, rows, options, tally)
 
-    monkeypatch.setattr(prepare, "encode_stream", spy)
+    monkeypatch.setattr(dataset, "encode_stream", spy)
     return names
 
 

@@ -1,82 +1,24 @@
 """Runs of the recipes in this process, kept: what two tests ask for alike is run once."""
 
-import contextlib
 import functools
-import io
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
-import numpy as np
 import pytest
 import tiny
-from safetensors.numpy import load_file
-
-from jaxpost import cli
-from jaxpost.recipes import sft_setup as recipe
-
-# The smallest run that shows everything: four steps of two packed rows, into the second epoch.
-SMALL = ("--steps", "4", "--batch-size", "2", "--max-length", "64", "--dtype", "float32")
+from sft_runs import SMALL, Run, run_command, write_rows
 
 
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """What a command left behind. Nobody writes into `out`."""
-
-    status: int
-    out: Path
-    stdout: str
-    stderr: str
-    compiled: Mapping[Any, Any]  # bucket -> jaxpost.train.programs.Compiled
-
-    @functools.cached_property
-    def records(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-
-    @functools.cached_property
-    def weights(self) -> dict[str, np.ndarray]:
-        """Every tensor of the output folder by name."""
-        return {name: t for file in sorted(self.out.glob("*.safetensors")) for name, t in load_file(file).items()}
-
-    @property
-    def buckets(self) -> list[tuple[int, int, int]]:
-        return list(self.compiled)
-
-    @property
-    def temp_bytes(self) -> int:
-        return sum(program.memory.temp_bytes for program in self.compiled.values())
-
-    def column(self, name: str) -> list[Any]:
-        return [record[name] for record in self.records]
-
-    def digest(self) -> dict[str, bytes]:
-        """The tensors, bit by bit."""
-        return {name: t.tobytes() for name, t in self.weights.items()}
+@pytest.fixture(scope="session")
+def tokenised(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("tokenised")
 
 
-def run_command(out: Path, argv: tuple[str, ...]) -> Run:
-    """Runs `jaxpost ARGV --output OUT`, with the programs that it compiled."""
-    compiled: dict[Any, Any] = {}
-
-    def spy(*arguments: Any) -> Any:
-        size, programs = original(*arguments)
-        compiled.update(programs)
-        return size, programs
-
-    original = recipe.compile_largest
-    stdout, stderr = io.StringIO(), io.StringIO()
-    with mock.patch.object(recipe, "compile_largest", spy):
-        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
-            status = cli.main([*argv, "--output", str(out)])
-    return Run(status=status, out=out, stdout=stdout.getvalue(), stderr=stderr.getvalue(), compiled=compiled)
-
-
-def write_rows(path: Path, rows: list[Any]) -> Path:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return path
+@pytest.fixture(autouse=True)
+def own_cache(tokenised, monkeypatch) -> None:
+    """What runs tokenise is kept beside them, not in the cache of whoever runs the tests."""
+    monkeypatch.setenv("JAXPOST_CACHE", str(tokenised))
 
 
 @pytest.fixture(scope="session")

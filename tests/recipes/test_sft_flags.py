@@ -119,8 +119,8 @@ REFUSED = [
     ("report_to", "none,tensorboard"),
     ("report_to", "tensorbord"),
 ]
-# `output` and `max_skipped_steps` have tests of their own, in test_sft.py.
-ELSEWHERE = {"output", "max_skipped_steps"}
+# These have tests of their own, in test_sft_output.py, test_sft_refusals.py and test_sft_data.py.
+ELSEWHERE = {"output", "max_skipped_steps", "skip_bad_rows"}
 
 
 @pytest.fixture(scope="module")
