@@ -91,8 +91,7 @@ def _options(setup: Setup) -> dict[str, Any]:
     for option in options(SftConfig):
         if option.name in UNTOLD or option.name.startswith(unused):
             continue
-        value = functools.reduce(getattr, option.name.split("."), config)
-        told[option.name] = value.name if isinstance(value, Path) else plain_config(value)
+        told[option.name] = _without_folders(functools.reduce(getattr, option.name.split("."), config))
     return {**told, "micro_batch_size": setup.plan.micro_batch_size}
 
 
@@ -122,6 +121,15 @@ def _steps(count: int) -> str:
 def _data_names(data: Sequence[Any]) -> list[str]:
     """A file by its name alone, as a card may be published; anything else (a Hub id) as it is."""
     return [Path(name).name if Path(name).exists() else str(name) for name in data]
+
+
+def _without_folders(value: Any) -> Any:
+    """An option in YAML's types, files that are there by their names alone."""
+    if isinstance(value, tuple):
+        return [_without_folders(item) for item in value]
+    if isinstance(value, str | Path) and Path(value).is_file():
+        return Path(value).name
+    return plain_config(value)
 
 
 def _chat_templates(tokenizer: Any) -> dict[str, str]:

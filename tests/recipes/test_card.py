@@ -61,6 +61,24 @@ def test_the_template_is_the_tokenizers_byte_for_byte(models, rows, tmp_path):
     assert ModelCard(text).data.to_dict()["library_name"] == "peft"
 
 
+def test_a_template_that_was_given_is_the_one_in_the_card(models, rows, tmp_path):
+    """It lies in the output folder with its tokenizer, from which the card's Python then takes both.
+
+    Mutation: jaxpost/recipes/reporting.py: `(config.output / "tokenizer_config.json").exists()` -> `False`
+    Mutation: jaxpost/recipes/reporting.py: `if isinstance(value, str | Path) and Path(value).is_file():` -> `if False:`
+    """
+    given, out = tmp_path / "given.jinja", tmp_path / "out"
+    given.write_text(
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + ': ' + m['content'] + '<|im_end|>' }}{% endfor %}"
+    )
+    argv = ["--model", str(models()), "--data", str(rows), "--steps", "1", "--batch-size", "2", "--max-length", "64"]
+    assert main(["sft", *argv, "--chat-template", str(given), "--output", str(out)]) == 0
+    found = dict(blocks((out / "README.md").read_text(encoding="utf-8")))
+    assert found["jinja"] == given.read_text() + "\n"
+    assert "AutoTokenizer.from_pretrained(folder)" in found["python"]
+    assert yaml.safe_load(found["yaml"])["chat_template"] == "given.jinja"
+
+
 def test_an_adapter_that_was_trained_further_is_named(sft, tmp_path):
     run = sft("--adapter", str(sft().out))
     assert f"- Started from: the adapter `{sft().out.name}`\n" in page(run)
