@@ -13,6 +13,7 @@ from jaxpost.core.config import plain_config
 from jaxpost.core.errors import InputError
 from jaxpost.core.files import write_file
 from jaxpost.core.options import options
+from jaxpost.data.names import DataName, parse_names
 from jaxpost.recipes.sft_config import SftConfig
 from jaxpost.recipes.sft_setup import Setup
 from jaxpost.report import Card, Reporter, Reporters, attempt, loss_curve, model_card, wandb
@@ -119,8 +120,13 @@ def _steps(count: int) -> str:
 
 
 def _data_names(data: Sequence[Any]) -> list[str]:
-    """A file by its name alone, as a card may be published; anything else (a Hub id) as it is."""
-    return [Path(name).name if Path(name).exists() else str(name) for name in data]
+    """A file by its name alone, as a card may be published; a Hub id as it is; each with its weight."""
+    return [_data_name(name) for name in parse_names(data)]
+
+
+def _data_name(name: DataName) -> str:
+    shown = name.text if name.path is None else name.path.name
+    return shown if name.weight is None else f"{shown}={name.weight:g}"
 
 
 def _without_folders(value: Any) -> Any:

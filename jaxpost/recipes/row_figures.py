@@ -106,7 +106,7 @@ def _alone(setup: Setup, example: Example) -> Any:
 def _places(setup: Setup, sources: set[int]) -> dict[int, str]:
     """File and line of each row."""
     found: dict[int, str] = {}
-    for row in read_rows(setup.config.data):
+    for row in read_rows(setup.config.data, keep_bad=setup.config.skip_bad_rows):
         if row.source in sources:
             found[row.source] = row.where
         if len(found) == len(sources):

@@ -42,6 +42,14 @@ def test_it_tells_data_counts_steps_losses_and_options(sft, models):
     assert str(run.out.parent.parent) not in "".join(c for language, c in blocks(text) if language == "yaml")
 
 
+def test_data_is_named_without_its_folders(tmp_path):
+    """Mutation: jaxpost/recipes/reporting.py: `shown = name.text if name.path is None else name.path.name` -> `shown = name.text`
+    Mutation: jaxpost/recipes/reporting.py: `return shown if name.weight is None else` -> `return shown if True else`
+    """  # noqa: E501
+    assert reporting._data_names([f"{tmp_path}/a.jsonl=0.7", "org/name:test=2"]) == ["a.jsonl=0.7", "org/name:test=2"]
+    assert reporting._data_names([f"{tmp_path}/a.parquet"]) == ["a.parquet"]
+
+
 def test_the_template_is_the_tokenizers_byte_for_byte(models, rows, tmp_path):
     """One that tries to end its block.
 
