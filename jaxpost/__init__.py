@@ -20,6 +20,7 @@ _PUBLIC = {
     "adapters": "jaxpost.adapters",
     "bind": "jaxpost.adapters:bind",
     "losses": "jaxpost.losses",
+    "flax": "jaxpost.flax",
     "init_state": "jaxpost.train:init_state",
     "make_step": "jaxpost.train:make_step",
 }

@@ -26,7 +26,7 @@ ROWS = [
     ["cli"],
 ]
 ROW_OF = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
-ONLY = {"flax": {"models", "hub"}, "report": {"core"}}  # rooms with a list of their own
+ONLY = {"flax": {"models", "hub", "objectives"}, "report": {"core"}}  # rooms with a list of their own
 NO_JAX = {"core", "data", "rewards", "cli"}
 FORBIDDEN = {"torch", "peft", "trl", "bitsandbytes", "accelerate"}  # oracles of the tests
 

@@ -66,7 +66,8 @@ def module_names(requirements) -> set[str]:
 
 def test_the_dependencies_are_what_is_imported():
     declared = module_names(PROJECT["project"]["dependencies"])
-    optional = module_names(PROJECT["project"]["optional-dependencies"]["plots"])
+    extras = PROJECT["project"]["optional-dependencies"]
+    optional = module_names([*extras["plots"], *extras["flax"]])
     assert third_party() - optional == declared
 
 

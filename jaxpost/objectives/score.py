@@ -21,17 +21,18 @@ def token_logprobs(
     positions: Int[Array, " B T"] | None = None,
     *,
     dtype: Any = None,
+    remat: str = "none",
 ) -> Float[Array, " B T_minus_1"]:
     """log p(token t+1 | tokens up to t) in nats at place t, [batch, time - 1]; the logits are never formed.
 
     0 where the target is padding (segment 0) or the first token of a document. `dtype` is of the activations, None
-    takes the embedding's.
+    takes the embedding's; `remat` is what a backward pass keeps, see `hidden_states`.
     """
     ids = jnp.ones_like(tokens) if segment_ids is None else segment_ids
     first = jnp.concatenate([jnp.ones_like(ids[:, :1], bool), ids[:, 1:] != ids[:, :-1]], axis=1)
     mask = ~first & (ids > 0)
     rows = {"tokens": tokens, "segment_ids": segment_ids, "positions": positions, "loss_mask": mask}
-    return target_statistics(config, params, rows, dtype=dtype)[0]["logp"][:, :-1]
+    return target_statistics(config, params, rows, dtype=dtype, remat=remat)[0]["logp"][:, :-1]
 
 
 def make_score(config: ModelConfig, policy: Policy, *, dtype: Any = None) -> Callable[..., dict[str, Array]]:

@@ -116,7 +116,7 @@ def test_scores_of_all_weights_and_of_part_of_a_row():
 def test_the_dtype_of_the_activations(function):
     """A float32 tree scored in bfloat16, as training in bfloat16 sees it, is near float32's numbers and not them.
 
-    Mutation: jaxpost/objectives/score.py: `rows, dtype=dtype)[0]["logp"]` -> `rows)[0]["logp"]`
+    Mutation: jaxpost/objectives/score.py: `rows, dtype=dtype, remat=remat)[0]` -> `rows, remat=remat)[0]`
     Mutation: jaxpost/objectives/score.py: `metrics=("correct",), dtype=dtype` -> `metrics=("correct",)`
     """
     config = CONFIGS["llama"]
