@@ -1,9 +1,10 @@
-"""Tiny Llama GGUF files written by gguf's own writer, and what an import of them must give, in float64.
+"""Tiny GGUF files of Llama, Qwen2 and Qwen3 by gguf's own writer, and what an import must give, in float64.
 
     expected = tiny_gguf.write(tmp_path / "tiny.gguf", seed=3, types={"ffn_up": "Q4_1"})
 
-Rows of q and k are laid pairwise as llama.cpp's converter does; the expected tensors are decoded here from the stored
-blocks in float64 and put back by an explicit loop, so nothing of the product or of gguf's dequantiser is in them.
+Rows of a Llama's q and k are laid pairwise as llama.cpp's converter does; the expected tensors are decoded here from
+the stored blocks in float64 and put back by an explicit loop, so nothing of the product or of gguf's dequantiser is in
+them.
 """
 
 import math
@@ -32,28 +33,31 @@ MODULES = {
     "ffn_down": "mlp.down_proj",
     "attn_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
 }
 
 
-def metadata(sizes: Mapping[str, int] = SIZES) -> dict[str, Any]:
+def metadata(sizes: Mapping[str, int] = SIZES, architecture: str = "llama") -> dict[str, Any]:
     """Keys and values of a file that imports; int, float, bool, str and lists of these."""
     tokens, types = vocabulary(sizes["vocab"])
+    pre = "smollm" if architecture == "llama" else "qwen2"
     return {
         "general.name": "tiny",
-        "llama.block_count": sizes["layers"],
-        "llama.context_length": 256,
-        "llama.embedding_length": sizes["d"],
-        "llama.feed_forward_length": sizes["f"],
-        "llama.attention.head_count": sizes["heads"],
-        "llama.attention.head_count_kv": sizes["kv"],
-        "llama.attention.key_length": sizes["head_dim"],
-        "llama.attention.value_length": sizes["head_dim"],
-        "llama.attention.layer_norm_rms_epsilon": 1e-5,
-        "llama.rope.dimension_count": sizes["head_dim"],
-        "llama.rope.freq_base": 500.0,
-        "llama.vocab_size": sizes["vocab"],
+        f"{architecture}.block_count": sizes["layers"],
+        f"{architecture}.context_length": 256,
+        f"{architecture}.embedding_length": sizes["d"],
+        f"{architecture}.feed_forward_length": sizes["f"],
+        f"{architecture}.attention.head_count": sizes["heads"],
+        f"{architecture}.attention.head_count_kv": sizes["kv"],
+        f"{architecture}.attention.key_length": sizes["head_dim"],
+        f"{architecture}.attention.value_length": sizes["head_dim"],
+        f"{architecture}.attention.layer_norm_rms_epsilon": 1e-5,
+        f"{architecture}.rope.dimension_count": sizes["head_dim"],
+        f"{architecture}.rope.freq_base": 500.0,
+        f"{architecture}.vocab_size": sizes["vocab"],
         "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": "smollm",
+        "tokenizer.ggml.pre": pre,
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.token_type": types,
         "tokenizer.ggml.merges": list(MERGES),
@@ -89,27 +93,31 @@ def write(
     """Write the file; returns the float64 tensors by Hugging Face's name that an import must give.
 
     Args:
+      biases: of every linear layer; those of Qwen2's q, k and v are always there.
       types: GGUF's type by the start of a tensor's name inside its block ("attn", "attn_q", "token_embd", ...).
       tensors: float32 or int8 tensors to add or replace, by GGUF's name, or, with None, to leave out.
       changes: metadata by key, with `__` for `.`; None leaves the key out.
     """
     chosen = {**DEFAULT_TYPES, **(types or {})}
-    blocks = {}
-    for name, values in random_tensors(seed, sizes, tied=tied, biases=biases).items():
+    blocks, expected = {}, {}
+    for name, values in random_tensors(seed, sizes, architecture, tied=tied, biases=biases).items():
         kind = gguf.GGMLQuantizationType[_type_of(name, chosen)]
-        blocks[name] = (gguf.quantize(pair_rows(name, values, sizes), kind), kind)
-    expected = {hf_name(name): _restored(name, stored, kind, sizes) for name, (stored, kind) in blocks.items()}
+        order = row_order(name, sizes) if architecture == "llama" else None
+        blocks[name] = (gguf.quantize(values if order is None else values[order], kind), kind)
+        expected[hf_name(name)] = _restored(blocks[name][0], kind, order)
     for name, values in (tensors or {}).items():
         if values is None:
             del blocks[name]
         else:
             blocks[name] = (values, gguf.GGMLQuantizationType[{"float32": "F32", "int8": "I8"}[values.dtype.name]])
-    kept = metadata(sizes) | {key.replace("__", "."): value for key, value in changes.items()}
+    kept = metadata(sizes, architecture) | {key.replace("__", "."): value for key, value in changes.items()}
     _write(path, architecture, {key: value for key, value in kept.items() if value is not None}, blocks)
     return expected
 
 
-def random_tensors(seed: int, sizes: Mapping[str, int], *, tied: bool, biases: bool) -> dict[str, np.ndarray]:
+def random_tensors(
+    seed: int, sizes: Mapping[str, int], architecture: str, *, tied: bool, biases: bool
+) -> dict[str, np.ndarray]:
     """Float32 tensors by GGUF's name, rows of q and k still in Hugging Face's order."""
     rng = np.random.default_rng(seed)
     d, f, q, kv = sizes["d"], sizes["f"], sizes["heads"] * sizes["head_dim"], sizes["kv"] * sizes["head_dim"]
@@ -121,9 +129,11 @@ def random_tensors(seed: int, sizes: Mapping[str, int], *, tied: bool, biases: b
     for i in range(sizes["layers"]):
         for part, shape in matrices.items():
             shapes[f"blk.{i}.{part}.weight"] = shape
-            if biases:
+            if biases or (architecture == "qwen2" and part in ("attn_q", "attn_k", "attn_v")):
                 shapes[f"blk.{i}.{part}.bias"] = shape[:1]
         shapes |= {f"blk.{i}.{part}.weight": (d,) for part in ("attn_norm", "ffn_norm")}
+        if architecture == "qwen3":
+            shapes |= {f"blk.{i}.{part}.weight": (sizes["head_dim"],) for part in ("attn_q_norm", "attn_k_norm")}
     return {
         name: (rng.standard_normal(shape) * shape[-1] ** -0.5 + (len(shape) == 1)).astype(np.float32)
         for name, shape in shapes.items()
@@ -139,15 +149,8 @@ def hf_name(name: str) -> str:
     return f"model.layers.{layer}.{MODULES[part]}.{kind}"
 
 
-def pair_rows(name: str, values: np.ndarray, sizes: Mapping[str, int]) -> np.ndarray:
-    """Rows of q and k as GGUF has them: row `i + j * head_dim / 2` of a head goes to `2 i + j`."""
-    source = _row_order(name, sizes)
-    return values if source is None else values[source]
-
-
-def _restored(name: str, stored: np.ndarray, kind: gguf.GGMLQuantizationType, sizes: Mapping[str, int]) -> np.ndarray:
+def _restored(stored: np.ndarray, kind: gguf.GGMLQuantizationType, source: list[int] | None) -> np.ndarray:
     values = decode(stored, kind)
-    source = _row_order(name, sizes)
     if source is None:
         return values
     out = np.empty_like(values)
@@ -155,8 +158,11 @@ def _restored(name: str, stored: np.ndarray, kind: gguf.GGMLQuantizationType, si
     return out
 
 
-def _row_order(name: str, sizes: Mapping[str, int]) -> list[int] | None:
-    """For each row in GGUF the row in Hugging Face's order, or None where both are the same."""
+def row_order(name: str, sizes: Mapping[str, int]) -> list[int] | None:
+    """For each row of a Llama file the row in Hugging Face's order, or None where both are the same.
+
+    Row `i + j * head_dim / 2` of a head of q or k goes to `2 i + j`.
+    """
     heads = sizes["heads"] if ".attn_q." in name else sizes["kv"] if ".attn_k." in name else 0
     width = sizes["head_dim"]
     order = [h * width + i + j * (width // 2) for h in range(heads) for i in range(width // 2) for j in range(2)]

@@ -1,6 +1,6 @@
-"""The tensors of a Llama GGUF file under Hugging Face's names.
+"""The tensors of a GGUF file under Hugging Face's names.
 
-Facts of the format: llama.cpp's converter lays the rows of q and k in pairs (row `i` of a head beside row
+Facts of the format: llama.cpp's converter lays the rows of a Llama's q and k in pairs (row `i` of a head beside row
 `i + head_dim / 2`, as its rotary embedding turns them) and keeps every other matrix as Hugging Face has it; dimensions
 are listed innermost first.
 """
@@ -14,6 +14,7 @@ import gguf
 import numpy as np
 
 from jaxpost.core.errors import InputError
+from jaxpost.hub.gguf_families import ARCHITECTURES
 from jaxpost.hub.gguf_file import GgufFile, read_float32
 from jaxpost.hub.safetensors_writer import Unwritten
 
@@ -28,11 +29,12 @@ BLOCK_MATRICES = {
     "ffn_down": ("mlp.down_proj", "d", "f"),
 }
 BLOCK_NORMS = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
+HEAD_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
 ROPE_FACTORS = "rope_freqs.weight"  # no weight of the model: the llama3 scaling of the rotary frequencies
 
 
-def llama_tensors(file: GgufFile, config: Mapping[str, Any]) -> list[Unwritten]:
-    """The checkpoint's float32 tensors under Hugging Face's names, for the config.json of `gguf_config.llama_config`.
+def hf_tensors(file: GgufFile, config: Mapping[str, Any]) -> list[Unwritten]:
+    """The checkpoint's float32 tensors under Hugging Face's names, for the config.json of `gguf_config.hf_config`.
 
     Every tensor of the file is accounted for before any is read.
 
@@ -40,8 +42,10 @@ def llama_tensors(file: GgufFile, config: Mapping[str, Any]) -> list[Unwritten]:
       InputError: missing, unknown or mis-shaped tensors, or a quantisation that the `gguf` package cannot undo.
     """
     expected = _expected(config)
-    _check_names(file, set(expected))
+    _check_names(file, set(expected), config["model_type"])
     heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
+    if not ARCHITECTURES[config["model_type"]].paired_rows:
+        heads = {}
     out = []
     for name, (hf_name, shape) in expected.items():
         tensor = file.tensors[name]
@@ -79,14 +83,24 @@ def _expected(config: Mapping[str, Any]) -> dict[str, tuple[str, tuple[int, ...]
     for i in range(config["num_hidden_layers"]):
         for part, (module, rows, columns) in BLOCK_MATRICES.items():
             out[f"blk.{i}.{part}.weight"] = (f"model.layers.{i}.{module}.weight", (size[rows], size[columns]))
-            if config["attention_bias" if part.startswith("attn") else "mlp_bias"]:
+            if _has_bias(config, part):
                 out[f"blk.{i}.{part}.bias"] = (f"model.layers.{i}.{module}.bias", (size[rows],))
         for part, module in BLOCK_NORMS.items():
             out[f"blk.{i}.{part}.weight"] = (f"model.layers.{i}.{module}.weight", (size["d"],))
+        for part, module in HEAD_NORMS.items() if ARCHITECTURES[config["model_type"]].qk_norm else ():
+            out[f"blk.{i}.{part}.weight"] = (f"model.layers.{i}.{module}.weight", (config["head_dim"],))
     out["output_norm.weight"] = ("model.norm.weight", (size["d"],))
     if not config["tie_word_embeddings"]:
         out["output.weight"] = ("lm_head.weight", table)
     return out
+
+
+def _has_bias(config: Mapping[str, Any], part: str) -> bool:
+    if part.startswith("ffn"):
+        return config.get("mlp_bias", False)
+    if ARCHITECTURES[config["model_type"]].qkv_bias:
+        return part != "attn_output"
+    return config["attention_bias"]
 
 
 def _sizes(config: Mapping[str, Any]) -> dict[str, int]:
@@ -96,13 +110,13 @@ def _sizes(config: Mapping[str, Any]) -> dict[str, int]:
     return sizes | {"q": heads * width, "kv": kv_heads * width}
 
 
-def _check_names(file: GgufFile, expected: set[str]) -> None:
-    got = set(file.tensors) - {ROPE_FACTORS}
+def _check_names(file: GgufFile, expected: set[str], family: str) -> None:
+    got = set(file.tensors) - ({ROPE_FACTORS} if ARCHITECTURES[family].rope_factors else set())
     for problem, names in (("lacks", expected - got), ("has unknown", got - expected)):
         if names:
             listed = ", ".join(f"`{name}`" for name in sorted(names)[:3])
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise InputError(f"{file.path}: a Llama of this metadata {problem} tensors: {listed}{more}.")
+            raise InputError(f"{file.path}: a {family} model of this metadata {problem} tensors: {listed}{more}.")
 
 
 def _check_dequantisable(path: Path, tensor: gguf.ReaderTensor) -> None:

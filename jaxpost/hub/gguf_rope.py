@@ -1,4 +1,4 @@
-"""The scaling of the rotary embedding of a Llama GGUF file, as config.json says it."""
+"""The scaling of the rotary embedding of a GGUF file, as config.json says it."""
 
 import math
 from typing import Any
@@ -7,26 +7,34 @@ import numpy as np
 
 from jaxpost.core.errors import InputError
 from jaxpost.hub.gguf import ROPE_FACTORS
+from jaxpost.hub.gguf_families import ARCHITECTURES
 from jaxpost.hub.gguf_file import GgufFile, read_float32
 
 # What the converter assumes for the llama3 scaling; the file holds only the resulting factor of each frequency.
 LLAMA3_LOW, LLAMA3_HIGH, LLAMA3_CONTEXT = 1.0, 4.0, 8192
 
 
-def rope_scaling(file: GgufFile, head_dim: int, theta: float) -> dict[str, Any] | None:
-    """`rope_scaling` of config.json: linear by metadata, llama3 by the stored factors, or none.
+SCALING = "rope.scaling."  # below the architecture's name
+KNOWN_KEYS = frozenset({"type", "factor", "finetuned"})  # `finetuned` says how the weights were made
+
+
+def rope_scaling(file: GgufFile, name: str, head_dim: int, theta: float) -> dict[str, Any] | None:
+    """`rope_scaling` of config.json for architecture `name`: linear by metadata, llama3 by stored factors, or none.
 
     Raises:
-      InputError: another kind, or factors that no llama3 scaling gives.
+      InputError: another kind (yarn, for one), a setting that is not understood, or factors of no llama3 scaling.
     """
-    meta = file.metadata
-    kind = meta.optional("llama.rope.scaling.type", str) or "none"
-    factor = meta.decimal("llama.rope.scaling.factor", 1.0)
+    meta, prefix = file.metadata, f"{name}.{SCALING}"
+    kind = meta.optional(prefix + "type", str) or "none"
+    factor = meta.decimal(prefix + "factor", 1.0)
     if kind not in ("none", "linear"):
-        raise InputError(f'{meta.path}: `llama.rope.scaling.type` must be "none" or "linear"; got "{kind}".')
+        raise InputError(f'{meta.path}: `{prefix}type` must be "none" or "linear"; got "{kind}".')
+    unknown = sorted({key for key in meta.fields if key.startswith(prefix)} - {prefix + key for key in KNOWN_KEYS})
+    if unknown:
+        raise InputError(f"{meta.path}: metadata key `{unknown[0]}` is not supported for {kind} rope scaling.")
     if kind == "none" and factor != 1.0:
-        raise InputError(f"{meta.path}: `llama.rope.scaling.factor` is {factor} without a scaling type.")
-    if ROPE_FACTORS not in file.tensors:
+        raise InputError(f"{meta.path}: `{prefix}factor` is {factor} without a scaling type.")
+    if ROPE_FACTORS not in file.tensors or not ARCHITECTURES[name].rope_factors:
         return None if kind == "none" else {"rope_type": "linear", "factor": factor}
     if kind != "none":
         raise InputError(f"{meta.path}: `{ROPE_FACTORS}` together with {kind} rope scaling is not supported.")

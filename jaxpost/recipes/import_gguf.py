@@ -8,14 +8,14 @@ from pathlib import Path
 
 from jaxpost.core.config import load_config, option
 from jaxpost.core.files import new_folder, refuse_existing, write_json
-from jaxpost.hub.gguf import llama_tensors
-from jaxpost.hub.gguf_config import generation_config, llama_config
+from jaxpost.hub.gguf import hf_tensors
+from jaxpost.hub.gguf_config import generation_config, hf_config
 from jaxpost.hub.gguf_file import open_gguf
 from jaxpost.hub.gguf_tokenizer import tokenizer_config, tokenizer_json
 from jaxpost.hub.safetensors_writer import write_folder
 from jaxpost.models.families import config_from_hf
 
-ABOUT = "Make a Hugging Face folder of a GGUF file: Llama architecture, byte-level BPE tokenizer."
+ABOUT = "Make a Hugging Face folder of a GGUF file: Llama, Qwen2 or Qwen3, byte-level BPE tokenizer."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +43,9 @@ def import_gguf(config: ImportConfig) -> str:
     """
     refuse_existing(config.output)
     file = open_gguf(config.file)
-    settings = llama_config(file)
+    settings = hf_config(file)
     config_from_hf(settings, str(config.file))  # what jaxpost itself would refuse is not written
-    tensors = llama_tensors(file, settings)
+    tensors = hf_tensors(file, settings)
     tokenizer = tokenizer_json(file.metadata, vocab_size=settings["vocab_size"])
     max_length = settings["max_position_embeddings"]
     files = {

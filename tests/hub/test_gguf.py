@@ -218,7 +218,10 @@ METADATA = {
     "one of several parts": ({"split__count": 3}, ["split.count", "3"]),
     "an adapter": ({"general__type": "adapter"}, ["general.type", "adapter"]),
     "no eos": ({"tokenizer__ggml__eos_token_id": None}, ["eos_token_id", "missing"]),
-    "another architecture": ({"architecture": "qwen2"}, ["general.architecture", "qwen2"]),
+    "another architecture": (
+        {"architecture": "qwen3moe"},
+        ["general.architecture", "qwen3moe", 'Did you mean "qwen3"'],
+    ),
     "sentencepiece": ({"tokenizer__ggml__model": "llama"}, ["tokenizer.ggml.model", "llama", "byte-level BPE"]),
     "wordpiece": ({"tokenizer__ggml__model": "bert"}, ["tokenizer.ggml.model", "bert"]),
     "no tokenizer": ({"tokenizer__ggml__model": None}, ["tokenizer.ggml.model", "missing"]),
