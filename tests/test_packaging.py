@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 # distribution -> module, where the names differ
-MODULES = {"pyyaml": "yaml", "tensorboardx": "tensorboardX"}
+MODULES = {"orbax-checkpoint": "orbax", "pyyaml": "yaml", "tensorboardx": "tensorboardX"}
 
 
 def elsewhere(code, folder):
