@@ -28,7 +28,7 @@ def load_hub(name: DataName, used: Collection[str]) -> Any:
         found = datasets.load_dataset(name.repository, name.config, split=name.split, revision=name.revision)
     except Exception as error:  # whatever the hub's client, a reader or the network raises is about this name
         raise InputError(_refusal(name, error)) from None
-    columns = [column for column in found.column_names if column in used]
+    columns = [column for column in found.column_names if used is None or column in used]
     if not columns:
         raise InputError(
             f"a row must have `text`, or `prompt` and `completion`, or `messages`, or `conversations`; got the columns "

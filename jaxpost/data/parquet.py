@@ -9,8 +9,9 @@ from jaxpost.core.errors import InputError
 ROWS_AT_ONCE = 1000
 
 
-def read_parquet(file: Path, used: Collection[str]) -> Iterator[tuple[dict[str, Any], str]]:
-    """Columns and place (`FILE row N`) of each row, some at a time; a column that is not `used` is read as null.
+def read_parquet(file: Path, used: Collection[str] | None) -> Iterator[tuple[dict[str, Any], str]]:
+    """Columns and place (`FILE row N`) of each row, some at a time; a column that is not `used` is read as null
+    (None uses all).
 
     A struct has all its fields in every row, so an absent one and a null look alike: null fields are left out, for chat
     templates ask whether a message has `tool_calls`, not whether they are null. Maps are objects.
@@ -25,7 +26,7 @@ def read_parquet(file: Path, used: Collection[str]) -> Iterator[tuple[dict[str, 
     try:
         with pyarrow.parquet.ParquetFile(file) as opened:
             names = opened.schema_arrow.names
-            read = [name for name in names if name in used]
+            read = [name for name in names if used is None or name in used]
             for batch in opened.iter_batches(ROWS_AT_ONCE, columns=read):
                 for row in batch.to_pylist(maps_as_pydicts="strict"):
                     number += 1

@@ -83,24 +83,24 @@ def make_row(columns: Mapping[str, Any], *, source: int, where: str) -> Row:
         _refuse_template_columns(columns, where)
         return TextRow(source=source, where=where, text=_string(columns, "text", where))
     if form == ("messages",):
-        messages, trained_from = _messages(columns["messages"], "messages", where), 0
+        messages, trained_from = check_messages(columns["messages"], "messages", where), 0
     elif form == ("conversations",):
         system = None if columns.get("system") is None else _string(columns, "system", where)
         turns = to_messages(columns["conversations"], system, where)
-        messages, trained_from = _messages(turns, "conversations", where), 0
+        messages, trained_from = check_messages(turns, "conversations", where), 0
     elif all(isinstance(columns[name], str) for name in form):
         _refuse_template_columns(columns, where)
         return CompletionRow(source=source, where=where, prompt=columns["prompt"], completion=columns["completion"])
     else:
-        prompt, completion = (_messages(columns[name], name, where) for name in form)
+        prompt, completion = (check_messages(columns[name], name, where) for name in form)
         messages, trained_from = prompt + completion, len(prompt)
     return ChatRow(
         source=source,
         where=where,
         messages=messages,
         trained_from=trained_from,
-        tools=_tools(columns.get("tools"), where),
-        template_kwargs=_template_kwargs(columns.get("chat_template_kwargs"), where),
+        tools=tools_of(columns.get("tools"), where),
+        template_kwargs=template_kwargs_of(columns.get("chat_template_kwargs"), where),
     )
 
 
@@ -135,7 +135,8 @@ def _string(columns: Mapping[str, Any], name: str, where: str) -> str:
     return value
 
 
-def _messages(value: Any, name: str, where: str) -> list[dict[str, Any]]:
+def check_messages(value: Any, name: str, where: str) -> list[dict[str, Any]]:
+    """The column `name` as messages, each with a role and a content."""
     if not isinstance(value, list):
         both = "a string if the other is one, else " if name in ("prompt", "completion") else ""
         raise InputError(f"`{name}` must be {both}a list of messages; got {kind_of(value)} at {where}. Fix the row.")
@@ -166,8 +167,8 @@ def _check_message(message: Any, name: str, where: str) -> None:
         )
 
 
-def _tools(value: Any, where: str) -> list[Any] | None:
-    """No tools is None, never an empty list: templates ask `tools is not none` before they write their boilerplate."""
+def tools_of(value: Any, where: str) -> list[Any] | None:
+    """The column `tools`. No tools is None, never an empty list: templates ask `tools is not none` before they write their boilerplate."""
     if isinstance(value, str):
         try:
             value = json.loads(value) if value.strip() else None
@@ -183,7 +184,8 @@ def _tools(value: Any, where: str) -> list[Any] | None:
     return value
 
 
-def _template_kwargs(value: Any, where: str) -> Mapping[str, Any]:
+def template_kwargs_of(value: Any, where: str) -> Mapping[str, Any]:
+    """The column `chat_template_kwargs`: arguments of the template."""
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -197,7 +199,7 @@ def _template_kwargs(value: Any, where: str) -> Mapping[str, Any]:
 
 
 def _refuse_template_columns(columns: Mapping[str, Any], where: str) -> None:
-    if _tools(columns.get("tools"), where) or columns.get("chat_template_kwargs"):
+    if tools_of(columns.get("tools"), where) or columns.get("chat_template_kwargs"):
         name = "chat_template_kwargs" if columns.get("chat_template_kwargs") else "tools"
         raise InputError(
             f"`{name}` needs a row of messages, since plain text goes through no chat template; got it at {where}. "

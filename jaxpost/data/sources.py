@@ -3,8 +3,9 @@
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ class Source:
 
     def rows(self, first: int = 1, *, keep_bad: bool = False) -> Iterator[Row | BadRow]:
         """The rows, numbered from `first`; a broken one raises, or with `keep_bad` comes as a `BadRow`."""
-        for number, (read, where) in enumerate(self._entries(), start=first):
+        for number, (read, where) in enumerate(self.entries(), start=first):
             try:
                 yield make_row(read(), source=number, where=where)
             except InputError as error:
@@ -50,12 +51,13 @@ class Source:
                     raise
                 yield BadRow(source=number, where=where, reason=str(error))
 
-    def _entries(self) -> Iterator[Entry]:
+    def entries(self, used: Collection[str] | None = COLUMNS) -> Iterator[Entry]:
+        """How to read each row's columns, and its place."""
         path = self.name.path
         if path is not None and path.suffix.lower() != PARQUET:
             yield from _read_jsonl(path)
             return
-        entries = hub_entries(self.name, self.dataset) if path is None else read_parquet(path, COLUMNS)
+        entries = hub_entries(self.name, self.dataset) if path is None else read_parquet(path, used)
         for columns, where in entries:
             yield functools.partial(dict, columns), where
 
@@ -76,8 +78,14 @@ def read_rows(data: str | Path | Sequence[str | Path], *, keep_bad: bool = False
     return _numbered(open_sources(data), keep_bad)
 
 
-def open_sources(data: str | Path | Sequence[str | Path]) -> list[Source]:
-    """The items of `--data`: every file checked, every data set fetched.
+def read_columns(data: str | Path | Sequence[str | Path]) -> Iterator[tuple[dict[str, Any], str]]:
+    """All columns of each row of such items, and its place; `read_rows` makes rows to train on of them."""
+    entries = [source.entries(None) for source in open_sources(data, None)]
+    return ((read(), where) for read, where in itertools.chain.from_iterable(entries))
+
+
+def open_sources(data: str | Path | Sequence[str | Path], used: Collection[str] | None = COLUMNS) -> list[Source]:
+    """The items of `--data`: every file checked, every data set fetched with the columns `used` (None: all).
 
     Raises:
       InputError: an item that is missing or of another kind.
@@ -86,7 +94,7 @@ def open_sources(data: str | Path | Sequence[str | Path]) -> list[Source]:
     for name in names:
         if name.path is not None:
             _check_file(name.path)
-    return [Source(name=name, dataset=None if name.path else load_hub(name, COLUMNS)) for name in names]
+    return [Source(name=name, dataset=None if name.path else load_hub(name, used)) for name in names]
 
 
 def _numbered(sources: Sequence[Source], keep_bad: bool) -> Iterator[Row | BadRow]:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 BLOCK = 128  # queries; on XLA:CPU 64 is as fast and compiles slower, 256 is slower
 MAX_TILES = 16
@@ -90,6 +90,32 @@ def attention(
     # A weight known at trace time goes into q once, not into each block's scores.
     out = _attend((q.astype(jnp.promote_types(jnp.float32, q.dtype)) * scale).astype(q.dtype), k, v, mask)
     return out.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, dim)
+
+
+def attend_cached(
+    q: Float[Array, " B 1 H D"],
+    k: Float[Array, " B K D S"],
+    v: Float[Array, " B K S D"],
+    visible: Bool[Array, " B S"],
+    *,
+    scale: float,
+    softcap: float | None = None,
+) -> Float[Array, " B 1 H D"]:
+    """`attention` of one query a row over the slots of a cache that it may see; each row must see one at least.
+
+    Both dots read the cache as it lies: transposing keys halves XLA:CPU's speed.
+    """
+    batch, _, heads, dim = q.shape
+    q = (q.astype(jnp.promote_types(jnp.float32, q.dtype)) * scale).astype(q.dtype)
+    s = jnp.einsum(
+        "bkgd,bkds->bkgs", q.reshape(batch, k.shape[1], -1, dim), k, preferred_element_type=jnp.float32
+    )
+    if softcap is not None:
+        s = softcap * jnp.tanh(s / softcap)
+    s = jnp.where(visible[:, None, None], s, MASKED)
+    p = jnp.exp(s - s.max(-1, keepdims=True))
+    out = jnp.einsum("bkgs,bksd->bkgd", p.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return (out / p.sum(-1, keepdims=True)).astype(q.dtype).reshape(batch, 1, heads, dim)
 
 
 class _Block(NamedTuple):

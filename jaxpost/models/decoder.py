@@ -1,8 +1,8 @@
 """The forward pass of every family: tokens -> hidden states -> logits, as pure functions of a parameter tree."""
 
 import functools
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,8 @@ from jaxpost.sharding import constrain_batch, gather_table
 from jaxpost.weights import along_last, contract, embed, linear, materialize
 
 Params = Mapping[str, Any]
+# (kind, q, k, v) [B, T, heads, D], q and k rotated -> [B, T, H, D]: the one thing that training and decoding do apart.
+Attend: TypeAlias = Callable[[LayerKind, Array, Array, Array], Array]
 
 # What the backward pass keeps of each layer; everything else is computed again. `none` keeps all.
 REMAT_SAVES: Mapping[str, tuple[str, ...]] = {
@@ -73,19 +75,28 @@ def hidden_states(
     if positions is None:
         plain = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
         positions = plain if segment_ids is None else default_positions(segment_ids)
-    h = embed(tokens, gather_table(params["embed_tokens"]["weight"]), dtype)
-    if config.embed_scale != 1.0:
-        h = h * jnp.asarray(config.embed_scale, h.dtype)
+    h = embed_tokens(config, params, tokens, dtype)
     if embed_noise is not None:
         h = h + embed_noise.astype(h.dtype)
     h = constrain_batch(h)
-    kinds = {kind for stage in config.stages for kind in stage.kinds}
-    ropes = {rope: tables(rope, config.head_dim, positions) for rope in {kind.rope for kind in kinds}}
+    ropes = rope_tables(config, positions)
     mask = MaskSpec(segment_ids=segment_ids, positions=positions)
     for stage, stacks in zip(config.stages, params["layers"], strict=True):
         period = functools.partial(_period, config, stage.kinds, ropes, mask, remat)
         h, _ = jax.lax.scan(period, h, stacks, unroll=stage.repeats if unroll else 1)
     return rms_norm(h, params["norm"]["weight"], config)
+
+
+def embed_tokens(config: ModelConfig, params: Params, tokens: Int[Array, " B T"], dtype: Any = None) -> Array:
+    """The first hidden states [B, T, D], scaled where the family scales them."""
+    h = embed(tokens, gather_table(params["embed_tokens"]["weight"]), dtype)
+    return h if config.embed_scale == 1.0 else h * jnp.asarray(config.embed_scale, h.dtype)
+
+
+def rope_tables(config: ModelConfig, positions: Int[Array, " B T"]) -> dict[Rope, RopeTables]:
+    """The tables of every rope that a layer uses, each made once."""
+    kinds = {kind for stage in config.stages for kind in stage.kinds}
+    return {rope: tables(rope, config.head_dim, positions) for rope in {kind.rope for kind in kinds}}
 
 
 def _period(
@@ -99,7 +110,7 @@ def _period(
 ) -> tuple[Array, None]:
     """One repeat of a stage: its layers in order, each rematerialised by itself."""
     for kind, layer in zip(kinds, layers, strict=True):
-        run = functools.partial(_layer, config, kind)
+        run = functools.partial(_masked_layer, config, kind)
         if remat != "none":
             policy = jax.checkpoint_policies.save_only_these_names(*REMAT_SAVES[remat])
             run = jax.checkpoint(run, policy=policy, prevent_cse=False)
@@ -108,9 +119,24 @@ def _period(
     return h, None
 
 
-def _layer(config: ModelConfig, kind: LayerKind, layer: Params, h: Array, rope: RopeTables, mask: MaskSpec) -> Array:
+def _masked_layer(
+    config: ModelConfig, kind: LayerKind, layer: Params, h: Array, rope: RopeTables, mask: MaskSpec
+) -> Array:
+    return run_layer(config, kind, layer, h, rope, functools.partial(attend_row, config, mask))
+
+
+def attend_row(config: ModelConfig, mask: MaskSpec, kind: LayerKind, q: Array, k: Array, v: Array) -> Array:
+    """Attention of whole rows over themselves, with the window and soft-cap of the layer's kind."""
+    spec = MaskSpec(mask.segment_ids, mask.positions, mask.prefix, kind.window, kind.softcap)
+    return attention(q, k, v, spec, scale=config.attention_scale)
+
+
+def run_layer(
+    config: ModelConfig, kind: LayerKind, layer: Params, h: Array, rope: RopeTables, attend: Attend
+) -> Float[Array, " B T D"]:
+    """One layer of any family; `attend` says which keys and values the queries meet."""
     norm = lambda name, x: rms_norm(x, layer[name]["weight"], config)  # noqa: E731
-    out = _attention(config, kind, layer["self_attn"], norm("input_layernorm", h), rope, mask)
+    out = _attention(config, kind, layer["self_attn"], norm("input_layernorm", h), rope, attend)
     if kind.sandwich_norms:
         h = h + norm("post_attention_layernorm", out)
         out = _mlp(kind, layer["mlp"], norm("pre_feedforward_layernorm", h))
@@ -124,15 +150,14 @@ def _project(x: Array, module: Params) -> Array:
     return y + along_last(module["bias"].astype(y.dtype), y) if "bias" in module else y
 
 
-def _attention(config: ModelConfig, kind: LayerKind, block: Params, x: Array, rope: RopeTables, mask: MaskSpec):
+def _attention(config: ModelConfig, kind: LayerKind, block: Params, x: Array, rope: RopeTables, attend: Attend):
     def heads(name: str) -> Array:
         y = checkpoint_name(_project(x, block[f"{name}_proj"]), name)
         y = y.reshape(*x.shape[:2], -1, config.head_dim)
         return rms_norm(y, block[f"{name}_norm"]["weight"], config) if kind.qk_norm and name != "v" else y
 
-    spec = MaskSpec(mask.segment_ids, mask.positions, mask.prefix, kind.window, kind.softcap)
     q, k, v = heads("q"), heads("k"), heads("v")
-    out = attention(rotate(q, rope), rotate(k, rope), v, spec, scale=config.attention_scale)
+    out = attend(kind, rotate(q, rope), rotate(k, rope), v)
     return _project(out.reshape(*x.shape[:2], -1), block["o_proj"])
 
 
@@ -162,7 +187,11 @@ def forward(
     """
     with jax.default_matmul_precision("highest"):
         h = hidden_states(config, params, tokens, segment_ids, positions)
-        head = materialize(head_weight(params), h.dtype)
-        logits = contract(h.reshape(-1, h.shape[-1]), head, (1, 1), jnp.float32).reshape(*tokens.shape, -1)
+        return logits_of(config, params, h.reshape(-1, h.shape[-1])).reshape(*tokens.shape, -1)
+
+
+def logits_of(config: ModelConfig, params: Params, h: Float[Array, " N D"]) -> Float[Array, " N V"]:
+    """Logits of final hidden states, float32."""
+    logits = contract(h, materialize(head_weight(params), h.dtype), (1, 1), jnp.float32)
     cap = config.logit_softcap
     return logits if cap is None else cap * jnp.tanh(logits / cap)
