@@ -17,6 +17,7 @@ _PUBLIC = {
     "save_adapter": "jaxpost.hub.peft:save_adapter",
     "forward": "jaxpost.models.decoder:forward",
     "token_logprobs": "jaxpost.objectives:token_logprobs",
+    "generate": "jaxpost.sampling:generate",
     "adapters": "jaxpost.adapters",
     "bind": "jaxpost.adapters:bind",
     "losses": "jaxpost.losses",

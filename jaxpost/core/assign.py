@@ -22,7 +22,10 @@ def typed_values(found: Mapping[str, Raw], known: Mapping[str, Option], spell: C
         if name in sections:
             values |= typed_values(_section(name, raw, spell(name)), known, spell)
         elif name in known:
-            values[name] = convert(raw, known[name].annotation, spell(name), known[name].metadata.get("range", ""))
+            option = known[name]
+            if option.verbatim and isinstance(raw, Text) and raw.text is not None:
+                raw = [raw]  # a text alone would be split at its commas
+            values[name] = convert(raw, option.annotation, spell(name), option.metadata.get("range", ""))
         else:
             hint = nearest(spell(name), map(spell, known))
             raise InputError(f"unknown key `{spell(name)}` {_where(raw)}.{hint}")

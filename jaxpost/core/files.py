@@ -79,6 +79,17 @@ def refuse_existing(path: str | Path, name: str = "--output") -> None:
         raise InputError(f"`{name}` must be a folder that can be made; got {path}, but {above} {problem}.")
 
 
+def refuse_existing_file(path: str | Path, name: str = "--output") -> None:
+    """`InputError` unless a new file can be written at `path`; `name` is the option that gave it."""
+    path = Path(path)
+    if path.exists():
+        raise InputError(f"`{name}` must be a new file; got {path}, which exists. Choose another.")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        problem = "may not be written" if above.is_dir() else "is a file"
+        raise InputError(f"`{name}` must be a file that can be made; got {path}, but {above} {problem}.")
+
+
 def read_json(path: str | Path) -> Any:
     """The content of a JSON file; `InputError` names the file, and the line where it is not JSON."""
     path = Path(path)

@@ -66,6 +66,8 @@ def _next_value(option: Option, waiting: list[str]) -> str:
 
 
 def _raw(option: Option, texts: list[str]) -> Raw:
+    if option.verbatim:
+        return [Text(text, WHERE) for text in texts]
     if option.is_list and len(texts) > 1:
         return [Text(item, WHERE) for text in texts for item in split(text)]
     return Text(texts[-1], WHERE)

@@ -49,7 +49,7 @@ def _value_name(option: Option) -> str:
     if option.is_switch:
         return ""
     if option.is_list:
-        return " A,B,..."
+        return " TEXT" if option.verbatim else " A,B,..."
     member = next(member for member in union_members(option.annotation) if member is not NoneType)
     if typing.get_origin(member) is Literal:
         return " {" + ",".join(map(str, typing.get_args(member))) + "}"

@@ -10,7 +10,15 @@ from typing import Any
 from jaxpost.core.errors import suggestion
 
 
-def option(default: Any = MISSING, help: str = "", *, unit: str = "", range: str = "", positional: bool = False) -> Any:
+def option(
+    default: Any = MISSING,
+    help: str = "",
+    *,
+    unit: str = "",
+    range: str = "",
+    positional: bool = False,
+    verbatim: bool = False,
+) -> Any:
     """A dataclass field with what `--help` and the checks need to know.
 
     Args:
@@ -19,8 +27,9 @@ def option(default: Any = MISSING, help: str = "", *, unit: str = "", range: str
       unit: "tokens", "rows", ...; shown in `--help`.
       range: interval that numbers must lie in, as in mathematics: "[0, 1)", "[1, inf)".
       positional: the command's one subject, given without a flag (`jaxpost import FILE`).
+      verbatim: of a list of texts: each is taken as it is, commas and all; several are written by repeating the flag.
     """
-    metadata = {"help": help, "unit": unit, "range": range, "positional": positional}
+    metadata = {"help": help, "unit": unit, "range": range, "positional": positional, "verbatim": verbatim}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -41,6 +50,10 @@ class Option:
     @property
     def positional(self) -> bool:
         return bool(self.metadata.get("positional"))
+
+    @property
+    def verbatim(self) -> bool:
+        return bool(self.metadata.get("verbatim"))
 
     @property
     def is_switch(self) -> bool:

@@ -12,8 +12,8 @@ from jaxpost.data.parquet import without_nulls
 ROWS_AT_ONCE = 1000
 
 
-def load_hub(name: DataName, used: Collection[str]) -> Any:
-    """The split as a `datasets.Dataset` of its `used` columns, from the library's own cache where it is there.
+def load_hub(name: DataName, used: Collection[str] | None) -> Any:
+    """The split as a `datasets.Dataset` of its `used` columns (None: all), from the library's own cache if it is there.
 
     No code of a data set runs: `datasets` has not run any since its version 4.
 

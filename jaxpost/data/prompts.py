@@ -11,9 +11,9 @@ from typing import Any, TypeAlias
 
 from jaxpost.core.errors import InputError
 from jaxpost.data.plain import Plain
-from jaxpost.data.rows import ChatRow, check_messages, kind_of, template_kwargs_of, tools_of
+from jaxpost.data.prompt import encode_prompt, stop_tokens
+from jaxpost.data.rows import check_messages, kind_of, template_kwargs_of, tools_of
 from jaxpost.data.sources import read_columns
-from jaxpost.data.template import folder_of, render, template_of
 from jaxpost.data.turns import Chat
 
 Message: TypeAlias = Mapping[str, Any]
@@ -50,7 +50,6 @@ class PromptEncoder:
     """Encodes prompts with one tokenizer; `stop_ids` are those of config.json and generation_config.json."""
 
     def __init__(self, tokenizer: Any, stop_ids: frozenset[int]) -> None:
-        self.tokenizer = tokenizer
         self._plain = Plain(tokenizer=tokenizer)
         self._chat = Chat(tokenizer=tokenizer, stop_ids=stop_ids)
         eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
@@ -72,34 +71,20 @@ class PromptEncoder:
         return EncodedPrompt(ids=tuple(ids[:-1] if self._plain.added[1] else ids), stop_ids=self._stop_ids)
 
     def _messages(self, prompt: Prompt) -> EncodedPrompt:
-        row = ChatRow(
-            source=1,
-            where=prompt.where,
-            messages=[dict(message) for message in prompt.content if not isinstance(message, str)],
-            tools=prompt.tools,
-            template_kwargs=prompt.template_kwargs,
-        )
-        template = template_of(self.tokenizer, row)
-        marks = self._chat.marks(template, row)
-        if not marks.shows_strings and any(isinstance(message.get("content"), str) for message in row.messages):
-            raise InputError(
-                f"the chat template of {folder_of(self.tokenizer)} must show contents that are strings; it drops them "
-                f'({prompt.where}). Write each content as [{{"type": "text", "text": ...}}].'
-            )
-        text = render(self.tokenizer, template, row, prompt=True).text
-        ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        return EncodedPrompt(ids=tuple(ids), stop_ids=self._chat.stops(marks))
+        asked = (prompt.content, prompt.tools, prompt.template_kwargs)
+        ids = encode_prompt(self._chat, *asked, where=prompt.where)  # pyright: ignore[reportArgumentType]
+        return EncodedPrompt(ids=tuple(ids), stop_ids=stop_tokens(self._chat, *asked[1:]))
 
 
-def read_prompts(paths: Path | Sequence[Path]) -> list[Prompt]:
-    """The prompts of JSON Lines or Parquet files: `prompt` (a string or messages), or `messages` up to the last user's.
+def read_prompts(data: str | Path | Sequence[str | Path]) -> list[Prompt]:
+    """The prompts of items of `--data`: `prompt` (a string or messages), or `messages` up to the last user's turn.
 
     A row's other columns may be anything.
 
     Raises:
       InputError: a file or row that is not so, by its place; no row at all.
     """
-    prompts = [make_prompt(columns, where) for columns, where in read_columns(paths)]
+    prompts = [make_prompt(columns, where) for columns, where in read_columns(data)]
     if not prompts:
         raise InputError("`data` must hold a prompt; got no row. Check the file.")
     return prompts
@@ -108,8 +93,9 @@ def read_prompts(paths: Path | Sequence[Path]) -> list[Prompt]:
 def make_prompt(columns: Mapping[str, Any], where: str) -> Prompt:
     """One row as a prompt.
 
-    >>> make_prompt({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, "x").content
-    [{'role': 'user', 'content': 'a'}]
+    >>> asked, said = ({"role": role, "content": role[0]} for role in ("user", "assistant"))
+    >>> make_prompt({"messages": [asked, said]}, "x").content
+    [{'role': 'user', 'content': 'u'}]
     """
     found = [name for name in PROMPT_COLUMNS if columns.get(name) is not None]
     if len(found) != 1:

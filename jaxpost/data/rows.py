@@ -168,7 +168,8 @@ def _check_message(message: Any, name: str, where: str) -> None:
 
 
 def tools_of(value: Any, where: str) -> list[Any] | None:
-    """The column `tools`. No tools is None, never an empty list: templates ask `tools is not none` before they write their boilerplate."""
+    """The column `tools`. No tools is None, never an empty list: templates ask `tools is not none` before they write
+    their boilerplate."""
     if isinstance(value, str):
         try:
             value = json.loads(value) if value.strip() else None

@@ -107,9 +107,7 @@ def attend_cached(
     """
     batch, _, heads, dim = q.shape
     q = (q.astype(jnp.promote_types(jnp.float32, q.dtype)) * scale).astype(q.dtype)
-    s = jnp.einsum(
-        "bkgd,bkds->bkgs", q.reshape(batch, k.shape[1], -1, dim), k, preferred_element_type=jnp.float32
-    )
+    s = jnp.einsum("bkgd,bkds->bkgs", q.reshape(batch, k.shape[1], -1, dim), k, preferred_element_type=jnp.float32)
     if softcap is not None:
         s = softcap * jnp.tanh(s / softcap)
     s = jnp.where(visible[:, None, None], s, MASKED)

@@ -64,7 +64,7 @@ class Limits:
 
 def generate(
     model: Model,
-    prompts: Sequence[str | Sequence[Any]],
+    prompts: Sequence[Any],
     *,
     n: int = 1,
     max_new_tokens: int = 256,
@@ -108,7 +108,8 @@ class Generator:
         self.max_positions: int | None = model.hf_config.get("max_position_embeddings")
         self.encoder = PromptEncoder(model.tokenizer, model.stop_ids)
         self.sampler = sampler or _shared(model.config)
-        self.weights = self.sampler.prepare(model.params if params is None else params)
+        prepared = self.sampler.prepare(model.params if params is None else params)
+        self.weights = prepared._replace(cuts={})  # the stacks themselves may go
         self.allowed = known_ids(model.tokenizer, model.config.vocab_size)
 
     def complete(
@@ -143,8 +144,28 @@ class Generator:
                 num_prompts=job.num_prompts,
             )
             for at, row in enumerate(job.rows):
-                found[row.index] = self.completion(*(x[at] for x in drawn[:4]))
+                length, stopped = int(drawn.lengths[at]), bool(drawn.stopped[at])
+                found[row.index] = self.completion(drawn.tokens[at], drawn.logps[at], length, stopped)
         return [found[index] for index in range(len(found))]
+
+    def stream(
+        self, prompt: Prompt, *, limits: Limits, temperature: float = 0.0, seed: int = 0, every: int = 4
+    ) -> Iterator[Completion]:
+        """The completion of one prompt as far as it has come, each `every` tokens; the last is that of `complete`."""
+        encoded = self.encode(prompt, limits)
+        prompts = self.sampler.prefill(self.weights, [encoded.ids])
+        rules = self.sampler.rules(
+            1,
+            limits=self.room(len(encoded.ids), limits),
+            temperature=temperature,
+            stop_ids=encoded.stop_ids,
+            allowed=self.allowed,
+        )
+        keys = row_keys(seed, [encoded.ids], [0])
+        for state in self.sampler.stream(self.weights, prompts, [0], keys, rules, every=every):
+            tokens, logps = (np.asarray(x)[0, prompts.length :] for x in (state.tokens, state.logps))
+            count = int(state.counts[0])
+            yield self.completion(tokens, logps, count, int(tokens[count - 1]) in encoded.stop_ids)
 
     def encode(self, prompt: Prompt, limits: Limits) -> EncodedPrompt:
         """A prompt's ids, within the limits and the vocabulary."""

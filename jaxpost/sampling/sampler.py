@@ -9,7 +9,7 @@ size) `advance`, which draws tokens until the cache is full or every row is done
 """
 
 import functools
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -77,6 +77,7 @@ class Sampler:
     """Compiled programs for one model configuration; weights are arguments, so an optimizer step changes nothing here.
 
     Attributes:
+      run_prefill, run_begin, run_advance, run_enlarge: the jitted functions of `state.py`; `programs` has their shapes.
       traces: how often each program was traced, by name and shape; 1 everywhere, whatever was sampled.
     """
 
@@ -85,16 +86,18 @@ class Sampler:
         self.config, self.bucket = config, bucket
         self.traces: Counter[tuple] = Counter()
         shape = Shape(config=config, bucket=bucket, dtype=dtype)
-        self._prefill = jax.jit(self._counted("prefill", functools.partial(begin_prompts, shape), lambda p, t, s: t.shape))
-        self._begin = jax.jit(
+        self.run_prefill = jax.jit(
+            self._counted("prefill", functools.partial(begin_prompts, shape), lambda p, tokens, s: tokens.shape)
+        )
+        self.run_begin = jax.jit(
             self._counted("begin", functools.partial(begin_rows, shape), lambda size, *a: (size, *a[4].shape)),
             static_argnums=0,
         )
-        self._advance = jax.jit(
+        self.run_advance = jax.jit(
             self._counted("advance", functools.partial(advance, shape), lambda p, state, *a: state.tokens.shape),
             donate_argnums=1,
         )
-        self._enlarge = jax.jit(
+        self.run_enlarge = jax.jit(
             self._counted("enlarge", functools.partial(enlarge, shape), lambda size, s: (size, *s.tokens.shape)),
             static_argnums=0,
         )
@@ -120,9 +123,7 @@ class Sampler:
 
         return Weights(unstack(self.config, params, split), cuts)
 
-    def prefill(
-        self, weights: Weights, prompts: Sequence[Sequence[int]], num_prompts: int | None = None
-    ) -> Prompts:
+    def prefill(self, weights: Weights, prompts: Sequence[Sequence[int]], num_prompts: int | None = None) -> Prompts:
         """Runs each prompt once; none may be empty. `num_prompts`: of the program, None is as many as there are."""
         length = ladder(max(map(len, prompts)), self.bucket)
         prompts = [*prompts, *[(0,)] * ((num_prompts or 0) - len(prompts))]
@@ -130,7 +131,7 @@ class Sampler:
         for row, prompt in zip(tokens, prompts, strict=True):
             row[length - len(prompt) :] = prompt
         starts = jnp.asarray([length - len(prompt) for prompt in prompts], jnp.int32)
-        logits, cache = self._prefill(weights.params, jnp.asarray(tokens), starts)
+        logits, cache = self.run_prefill(weights.params, jnp.asarray(tokens), starts)
         return Prompts(logits, cache, starts, length)
 
     def stream(
@@ -154,15 +155,15 @@ class Sampler:
         chosen = jnp.asarray(rows, jnp.int32)
         live = jnp.ones(len(rows), bool) if active is None else jnp.asarray(active)
         length = jnp.int32(prompts.length)
-        state = self._begin(size, prompts.logits, prompts.cache, prompts.starts, length, chosen, live, keys, rules)
+        state = self.run_begin(size, prompts.logits, prompts.cache, prompts.starts, length, chosen, live, keys, rules)
         yield state
         while not np.asarray(state.done).all():
             slot = int(state.slot)
             if slot == size - 1:
                 size = ladder(size + 1, self.bucket)
-                state = self._enlarge(size, state)
+                state = self.run_enlarge(size, state)
             until = jnp.int32(size if every is None else slot + every)
-            state = self._advance(weights.params, state, rules, until)
+            state = self.run_advance(weights.params, state, rules, until)
             yield state
 
     def rules(
@@ -218,10 +219,7 @@ class Sampler:
         return _joined(parts, np.asarray(rules.stop))
 
     def _run(self, weights: Weights, prompts: Prompts, rows: list[int], keys: Array, rules: Rules, active: np.ndarray):
-        state = None
-        for state in self.stream(weights, prompts, rows, keys, rules, active=active.tolist()):
-            pass
-        assert state is not None, "the first state is there at once"
+        (state,) = deque(self.stream(weights, prompts, rows, keys, rules, active=active.tolist()), maxlen=1)
         tokens, logps = (np.asarray(x)[active, prompts.length :] for x in (state.tokens, state.logps))
         return tokens, logps, np.asarray(state.counts)[active], int(state.slot) - prompts.length
 
@@ -231,7 +229,7 @@ def _joined(parts: list[tuple[np.ndarray, np.ndarray, np.ndarray, int]], stop: B
     longest = max(int(counts.max()) for _, _, counts, _ in parts)
 
     def whole(index: int) -> np.ndarray:
-        cut = [part[index][:, :longest] for part in parts]
+        cut = [np.asarray(part[index])[:, :longest] for part in parts]
         return np.concatenate([np.pad(x, [(0, 0), (0, longest - x.shape[1])]) for x in cut])
 
     tokens, lengths = whole(0), np.concatenate([counts for _, _, counts, _ in parts])

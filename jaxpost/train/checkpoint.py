@@ -151,7 +151,9 @@ def newest_whole(
         folder = root / str(step)
         wrong = damage(folder)
         if wrong is None and with_best and (best := read_meta(folder).counters.best_step) is not None:
-            wrong = damage(root / str(best)) and f"its best step's checkpoint {best} is damaged: {damage(root / str(best))}"
+            wrong = (
+                damage(root / str(best)) and f"its best step's checkpoint {best} is damaged: {damage(root / str(best))}"
+            )
         if wrong is None:
             return folder
         say(f"checkpoint {folder} is not used: {wrong}")

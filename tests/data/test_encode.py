@@ -201,7 +201,7 @@ def test_D18_an_id_beyond_the_embedding_is_an_error():
 def test_D19_a_run_without_rows_is_an_error_that_says_why():
     """How many rows there were, how many were dropped, and for what.
 
-    Mutation: jaxpost/data/encode.py: `    if not examples:` -> `    if not counts.rows:`
+    Mutation: jaxpost/data/encode.py: `    if not counts.examples:` -> `    if not counts.rows:`
     """
     tokenizer = toys.toy(toys.CHATML)
     rows = {"messages": toys.messages("q")}, {"text": ""}, {"prompt": "a long prompt", "completion": "b"}

@@ -73,7 +73,7 @@ def test_D12_the_seed_draws_the_part_of_a_mixture(rows, other, sft_of, monkeypat
 def test_skip_bad_rows_counts_names_and_goes_on(rows, sft_of, tmp_path):
     """Without the flag: one line with file and line, exit 2, no folder. With it: the run of the good rows.
 
-    Mutation: jaxpost/recipes/sft.py: `skip_bad_rows=config.skip_bad_rows,` -> ``
+    Mutation: jaxpost/recipes/sft_setup.py: `skip_bad_rows=config.skip_bad_rows,` -> ``
     """
     lines = rows.read_text().splitlines()
     broken = tmp_path / "broken.jsonl"
