@@ -1,7 +1,6 @@
 """The model card of a run: read by the Hub's own reader, true to the run, with the tokenizer's template verbatim."""
 
 import json
-from pathlib import Path
 
 import pytest
 import yaml
@@ -126,12 +125,3 @@ def test_several_templates_are_all_shown():
 
     assert reporting._chat_templates(Two()) == {"default": "a", "tool_use": "b"}
     assert reporting._chat_templates(None_()) == {}
-
-
-def test_files_are_named_without_their_folders(tmp_path):
-    """A card may be published.
-
-    Mutation: jaxpost/recipes/reporting.py: `[Path(name).name if Path(name).exists() else str(name) for name in data]` -> `[str(name) for name in data]`
-    """  # noqa: E501
-    (tmp_path / "a.jsonl").write_text("")
-    assert reporting._data_names([tmp_path / "a.jsonl", Path("org/data")]) == ["a.jsonl", "org/data"]
