@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Sequence
 
 import jaxpost
-from jaxpost.core.errors import InputError, RunError, suggestion
+from jaxpost.core.errors import InputError, RunError, Stopped, suggestion
 
 # command -> (module:function, what it does). Imported when called: `--help` must not load jax.
 COMMANDS = {
@@ -20,7 +20,8 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; the exit status is 0 done, 1 a run that failed, 2 a usage or input error, 130 Ctrl-C."""
+    """Runs one command; the exit status is 0 done, 1 a run that failed, 2 a usage or input error, 130 Ctrl-C,
+    143 SIGTERM in training."""
     # transformers says on stderr that it found no PyTorch; it is not needed here.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     try:
@@ -28,6 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (InputError, RunError) as error:
         print(f"jaxpost: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
+    except Stopped as stop:
+        print(f"jaxpost: {stop}", file=sys.stderr)
+        return stop.status
     except KeyboardInterrupt:
         print("jaxpost: interrupted", file=sys.stderr)
         return 130

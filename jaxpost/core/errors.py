@@ -18,6 +18,17 @@ class RunError(RuntimeError):
     """
 
 
+class Stopped(Exception):
+    """A run was stopped from outside and can go on: the message says where it stands and how.
+
+    The command line prints the message and exits with `status`: 130 for Ctrl-C, 143 for SIGTERM.
+    """
+
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
+        self.status = status
+
+
 def suggestion(name: str, known: Iterable[str]) -> str:
     """` Did you mean "rank"?` for a near miss among `known`, else an empty string.
 

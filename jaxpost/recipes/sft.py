@@ -1,7 +1,9 @@
 """`jaxpost sft`: a checkpoint and rows in, an adapter or a checkpoint out. Reads top to bottom."""
 
+import dataclasses
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +12,26 @@ import numpy as np
 
 from jaxpost.adapters import Adapters
 from jaxpost.core.config import dump_config, load_config
-from jaxpost.core.errors import RunError
-from jaxpost.core.files import fill_folder, refuse_existing, write_file
+from jaxpost.core.errors import RunError, Stopped
+from jaxpost.core.files import fill_folder, write_file, write_json
 from jaxpost.core.progress import progress
+from jaxpost.core.signals import StopRequest, stop_requests
 from jaxpost.hub.peft import load_adapter, save_adapter
 from jaxpost.hub.save import write
 from jaxpost.hub.tokenizer_files import write_tokenizer
 from jaxpost.hub.verify import check_written
 from jaxpost.recipes.reporting import check_reporters, open_reporters, write_summary
 from jaxpost.recipes.sft_config import LoraConfig, SftConfig
+from jaxpost.recipes.sft_fingerprints import fingerprints
+from jaxpost.recipes.sft_results import RESULTS, evaluation_line, results_line, results_of
+from jaxpost.recipes.sft_resume import Start, checkpoints, clean, find_start, go_on, meta_of, options_of
 from jaxpost.recipes.sft_setup import Setup, compile_steps, device_batch, parameter_line, prepare
-from jaxpost.train.loop import train
+from jaxpost.train.checkpoint import Counters, prune, release, restore, save_checkpoint
+from jaxpost.train.loop import require_updates, train
 from jaxpost.train.metrics import weighted_mean
+from jaxpost.train.milestones import Every, Milestones
+from jaxpost.train.programs import Compiled
+from jaxpost.train.state import TrainState
 
 ABOUT = (
     "Fine-tune a Hugging Face checkpoint on rows with text, prompt + completion, messages or ShareGPT conversations."
@@ -40,28 +50,99 @@ def run(config: SftConfig) -> Path:
     Raises:
       InputError: an input or option that is wrong; nothing is written then.
       Diverged: too many steps without a finite gradient.
+      Stopped: Ctrl-C or SIGTERM came; a checkpoint is there.
     """
-    refuse_existing(config.output)
     check_reporters(config.report_to)
+    start = find_start(config)
+    if start.finished:
+        _say(*start.notes)
+        return config.output
     setup = prepare(config)
-    say = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
-    say(str(setup.counts))  # nothing is said before the last refusal of an option: that is one line
-    say(parameter_line(setup))
+    found = fingerprints(setup)
+    setup = go_on(setup, start, found)
+    _say(*start.notes, str(setup.counts))  # nothing is said before the last refusal of an option: that is one line
+    if setup.evaluation is not None:
+        _say(f"evaluation: {setup.evaluation.counts}")
+    _say(parameter_line(setup))
     if config.full and config.lora != LoraConfig():
-        say("the lora options are not used: --full trains all weights")
+        _say("the lora options are not used: --full trains all weights")
     if setup.uncut:
-        say(f"not cut along the mesh, as sizes or heads do not divide: {', '.join(setup.uncut)}")
-    setup, compiled = compile_steps(setup, say)
-    records: list[dict[str, Any]] = []
+        _say(f"not cut along the mesh, as sizes or heads do not divide: {', '.join(setup.uncut)}")
+    setup, compiled = compile_steps(setup, _say, start.meta and start.meta.micro_batch_size)
     config.output.mkdir(parents=True, exist_ok=True)
-    write_file(config.output / "run.yaml", dump_config(setup.config))
-    with open_reporters(setup.config, say) as reporters, progress(setup.steps, label="sft") as show:
+    write_file(config.output / "run.yaml", dump_config(dataclasses.replace(setup.config, resume=False)))
+    records = clean(config, start.step)
+    with stop_requests() as stop:
+        state, milestones = _train(setup, compiled, start, found, records, stop)
+        step = int(state.step)
+        if stop.signal is not None and step < setup.steps and not milestones.patience_is_over:
+            raise Stopped(
+                f"stopped by {stop.signal.name} after step {step} of {setup.steps}; go on with `jaxpost sft --config "
+                f"{shlex.quote(str(config.output / 'run.yaml'))} --resume`.",
+                status=128 + stop.signal,
+            )
+        require_updates(state)
+        _finish(setup, state, milestones.counters, records)
+    return config.output
+
+
+def _say(*lines: str) -> None:
+    for line in lines:
+        print(line, file=sys.stderr, flush=True)
+
+
+def _train(
+    setup: Setup,
+    compiled: Mapping[Any, Compiled],
+    start: Start,
+    found: Mapping[str, str],
+    records: list[dict[str, Any]],
+    stop: StopRequest,
+) -> tuple[TrainState, Milestones]:
+    """Runs the steps that are left; the state at the end and what was counted. Records are added to `records`."""
+    config, root, best = setup.config, checkpoints(setup.config), setup.config.keep == "best"
+    options, micro = options_of(config), setup.plan.micro_batch_size
+    shown = progress(setup.steps, start=start.step, label="sft")
+    with open_reporters(config, _say, start.step) as reporters, shown as show:
 
         def report(record: dict[str, Any]) -> None:
             reporters.write(record)
             records.append(record)
-            show(record["step"], weighted_mean(records[-10:]), record["tokens_per_s"])
+            if "eval_loss" in record:
+                _say(evaluation_line(record))
+            else:
+                show(record["step"], weighted_mean(records[-10:]), record["tokens_per_s"])
 
+        def evaluate(state: TrainState) -> dict[str, Any]:
+            assert setup.evaluation is not None, "called where `every.evaluate` is set"
+            values = setup.evaluation.run(compiled, state.trainable, setup.frozen)
+            return {"epoch": round(int(state.step) / setup.plan.steps_per_epoch, 4), **values}
+
+        def save(state: TrainState, counters: Counters) -> None:
+            reporters.sync()
+            step = int(state.step)
+            save_checkpoint(root, state, meta_of(step, counters, options, found, micro))
+            prune(root, limit=config.save_total_limit, spare=counters.best_step if best else None)
+
+        every = Every(
+            evaluate=setup.evaluation and (config.eval_steps or setup.plan.steps_per_epoch),
+            save=config.save_steps,
+            save_best=best,
+            patience=config.early_stopping_patience,
+            threshold=config.early_stopping_threshold,
+        )
+        milestones = Milestones(
+            every,
+            steps=setup.steps,
+            evaluate=evaluate,
+            save=save,
+            report=report,
+            stop=lambda: bool(stop),
+            counters=start.counters,
+        )
+        milestones.start(setup.state)
+        if milestones.patience_is_over:
+            return setup.state, milestones
         state = train(
             setup.state,
             setup.frozen,
@@ -71,12 +152,22 @@ def run(config: SftConfig) -> Path:
             learning_rate=lambda n: float(setup.learning_rate(n)),
             max_skipped_steps=config.max_skipped_steps,
             report=report,
+            num_tokens=start.counters.num_tokens,
+            after=milestones,
         )
-    _save(setup, state.trainable)
-    write_summary(setup, records, setup.steps, say)
-    mean, last = weighted_mean(records), weighted_mean(records[-1:])
-    say(f"{config.output}: {setup.steps} steps, mean loss {mean:.4f}, last {last:.4f}")
-    return config.output
+    return state, milestones
+
+
+def _finish(setup: Setup, state: TrainState, counters: Counters, records: Sequence[Mapping[str, Any]]) -> None:
+    """The weights into the output folder, and at last the results, which say that the run is finished."""
+    config, step = setup.config, int(state.step)
+    written = counters.best_step if config.keep == "best" and counters.best_step is not None else step
+    results = results_of(records, step=step, written=written, skipped=step - int(state.updates))
+    kept = state if written == step else restore(checkpoints(config) / str(written), release(state))
+    _save(setup, kept.trainable)
+    write_summary(setup, records, written, _say)
+    write_json(config.output / RESULTS, results)
+    _say(f"{config.output}: {results_line(results)}")
 
 
 def _save(setup: Setup, trainable: Any) -> None:

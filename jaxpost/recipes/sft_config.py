@@ -33,6 +33,7 @@ class SftConfig:
         "ends where one is used up"
     )
     skip_bad_rows: bool = option(False, "count and name rows that are broken, and go on without them")
+    eval_data: tuple[str, ...] = option((), "rows to evaluate on during training, as --data; repeatable")
     output: Path = option(help="new folder for the adapter (or checkpoint), metrics.jsonl and run.yaml")
     adapter: Path | None = option(None, "PEFT folder to start from; it is trained further")
     chat_template: str | None = option(None, "chatml or a file with Jinja, in place of the tokenizer's own template")
@@ -67,6 +68,15 @@ class SftConfig:
     report_to: tuple[Literal["tensorboard", "wandb", "none"], ...] = option(
         ("tensorboard",), "where the metrics go beside metrics.jsonl; repeatable"
     )
+    eval_steps: int | None = option(None, "steps between evaluations; none is each epoch", range="[1, inf)")
+    early_stopping_patience: int | None = option(
+        None, "evaluations in a row without a lower eval_loss that end the run; none is off", range="[1, inf)"
+    )
+    early_stopping_threshold: float = option(0.0, "by how much eval_loss must fall to count", range="[0, inf)")
+    save_steps: int | None = option(500, "steps between checkpoints; none saves only when stopped", range="[1, inf)")
+    save_total_limit: int = option(2, "checkpoints that are kept, the newest", range="[1, inf)")
+    keep: Literal["last", "best"] = option("last", "step whose weights are written at the end; best is by eval_loss")
+    resume: bool = option(False, "go on from the newest checkpoint of --output")
     seed: int = option(0, "of order, adapter and dropout", range="[0, 4294967295]")
 
 
@@ -86,6 +96,7 @@ def resolve(config: SftConfig) -> SftConfig:
         raise InputError(
             f"`--epochs` must not be set with `--steps`; got {config.epochs} and {config.steps}. Drop one."
         )
+    _check_evaluation(config)
     if config.double_quant:
         raise InputError("`--double-quant` must be off with `--quantize none`: nothing is quantised.")
     kind = "full" if config.full else "adapter"
@@ -96,3 +107,18 @@ def resolve(config: SftConfig) -> SftConfig:
     dropout = 0.0 if fresh and config.lora.dropout is None else config.lora.dropout
     lora = dataclasses.replace(config.lora, dropout=dropout)
     return dataclasses.replace(config, learning_rate=rate, remat=remat, lora=lora)
+
+
+def _check_evaluation(config: SftConfig) -> None:
+    """InputError for options that nothing would read."""
+    asked = {
+        "--keep best": config.keep == "best",
+        "--eval-steps": config.eval_steps is not None,
+        "--early-stopping-patience": config.early_stopping_patience is not None,
+    }
+    if not config.eval_data and (name := next((name for name, given in asked.items() if given), None)):
+        raise InputError(f"`{name}` must be given with `--eval-data`; got none. Give rows to evaluate on, or drop it.")
+    if config.early_stopping_threshold and config.early_stopping_patience is None:
+        raise InputError("`--early-stopping-threshold` must be given with `--early-stopping-patience`; got none.")
+    if config.keep == "best" and config.save_steps is None:
+        raise InputError("`--keep best` must not be given with `--save-steps none`: the best step is a checkpoint.")

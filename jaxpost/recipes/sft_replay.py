@@ -9,6 +9,7 @@ import jax
 
 from jaxpost.core.errors import InputError
 from jaxpost.recipes.sft_config import SftConfig
+from jaxpost.recipes.sft_fingerprints import check, fingerprints
 from jaxpost.recipes.sft_setup import Setup, compile_steps, device_batch, prepare
 from jaxpost.train.checkpoint import newest_whole, read_meta, restore, shapes_of
 from jaxpost.train.metrics import read_metrics, record
@@ -66,8 +67,9 @@ def replay(
         raise InputError(f"`--step` must be at most {setup.steps}, the steps of {config.output}; got {step}.")
     folder = newest_whole(root, say, at_most=step - 1)
     if folder is not None:
+        check(fingerprints(setup), read_meta(folder).fingerprints, folder)
         setup = dataclasses.replace(setup, state=restore(folder, shapes_of(setup.state)))
-    setup, compiled = compile_steps(setup, lambda _: None)
+    setup, compiled = compile_steps(dataclasses.replace(setup, evaluation=None), lambda _: None)
     state, first = setup.state, 0 if folder is None else int(folder.name)
     say(f"runs steps {first + 1} to {step} again")
     device: Mapping[str, Any] = {}

@@ -14,14 +14,15 @@ from jaxpost.core.errors import InputError
 from jaxpost.data.batches import BatchPlan
 from jaxpost.data.dataset import prepare_data
 from jaxpost.data.encode import EncodeOptions
-from jaxpost.data.examples import Counts
+from jaxpost.data.examples import Counts, Encoded
 from jaxpost.hub.checkpoint import load
 from jaxpost.hub.model import Model
 from jaxpost.hub.peft import load_adapter
 from jaxpost.hub.tokenizer_files import adapter_tokenizer
-from jaxpost.objectives import adapter_policy, full_policy, sft
+from jaxpost.objectives import adapter_policy, full_policy, make_score, sft
 from jaxpost.recipes.chat_template import with_chat_template
 from jaxpost.recipes.sft_config import SftConfig, resolve
+from jaxpost.recipes.sft_evaluation import Evaluation
 from jaxpost.sharding import batch_sharding, dropped_axes, make_mesh, replicated, tree_shardings
 from jaxpost.train.loop import total_steps
 from jaxpost.train.optimizers import adamw, schedule
@@ -37,8 +38,9 @@ class Setup:
     Attributes:
       config: as `resolve` gives it.
       model: as loaded; its `params` are None with `--full`, where the state holds them.
-      counts: what became of the rows.
+      counts: what became of the rows.   data_fingerprint: of the examples.
       plan: the batches.   steps: how many the run takes.
+      evaluation: on held-out rows, None without.
       learning_rate: update number -> rate.
       objective: what `step` differentiates, see `objectives.sft`.
       step: jitted (state, frozen, batch) -> (state, metrics); it donates the state.
@@ -51,8 +53,10 @@ class Setup:
     config: SftConfig
     model: Model
     counts: Counts
+    data_fingerprint: str
     plan: BatchPlan
     steps: int
+    evaluation: Evaluation | None
     learning_rate: Callable[[int], Any]
     objective: Callable[..., Any]
     step: Any
@@ -78,22 +82,9 @@ def prepare(config: SftConfig) -> Setup:
     elif config.adapter is not None:  # with the template that it was trained with
         own = adapter_tokenizer(config.adapter, model.config.vocab_size)
         model = dataclasses.replace(model, given_tokenizer=own)
-    options = EncodeOptions(
-        max_length=config.max_length,
-        overlong=config.overlong,
-        vocab_size=model.config.vocab_size,
-        stop_ids=model.stop_ids,
-        skip_bad_rows=config.skip_bad_rows,
-    )
-    encoded = prepare_data(model.tokenizer, config.data, options, seed=config.seed)
-    plan = BatchPlan(
-        examples=encoded.examples,
-        batch_size=config.batch_size,
-        micro_batch_size=config.micro_batch_size or config.batch_size,
-        max_length=config.max_length,
-        packing=config.packing == "on",
-        seed=config.seed,
-    )
+    encoded = _encode(config, model, config.data)
+    held_out = _encode_held_out(config, model)
+    plan = _plan(config, encoded)
     steps = total_steps(config.steps, config.epochs, plan.steps_per_epoch)
     rate = schedule(config.schedule, config.learning_rate, steps, config.warmup_ratio)
     optimizer = adamw(rate, weight_decay=config.weight_decay)
@@ -101,13 +92,16 @@ def prepare(config: SftConfig) -> Setup:
     trainable, frozen, spec = _start(config, model)
     heads = (model.config.num_kv_heads, model.config.num_heads)
     uncut = [] if mesh is None else dropped_axes(model.params, mesh, *heads)
+    policy, dtype = full_policy if config.full else adapter_policy, compute_dtype(config)
     objective = sft(
-        model.config,
-        full_policy if config.full else adapter_policy,
-        loss=config.loss,
-        dtype=_compute_dtype(config),
-        remat=config.remat,
-        neftune_alpha=config.neftune_alpha,
+        model.config, policy, loss=config.loss, dtype=dtype, remat=config.remat, neftune_alpha=config.neftune_alpha
+    )
+    evaluation = held_out and Evaluation(
+        plan=_plan(config, held_out),
+        counts=held_out.counts,
+        fingerprint=held_out.fingerprint,
+        score=make_score(model.config, policy, dtype=dtype),
+        mesh=mesh,
     )
     state = init_state(trainable, optimizer, config.seed)
     del trainable
@@ -118,8 +112,10 @@ def prepare(config: SftConfig) -> Setup:
         config=config,
         model=model,
         counts=encoded.counts,
+        data_fingerprint=encoded.fingerprint,
         plan=plan,
         steps=steps,
+        evaluation=evaluation,
         learning_rate=rate,
         objective=objective,
         step=make_step(objective, optimizer, max_grad_norm=config.max_grad_norm or None, state_shardings=places),
@@ -140,22 +136,37 @@ def parameter_line(setup: Setup) -> str:
     return f"trainable params: {trained:,} || all params: {total:,} || trainable%: {100 * trained / total:.4f}"
 
 
-def compile_steps(setup: Setup, say: Callable[[str], None]) -> tuple[Setup, dict[Any, Compiled]]:
-    """The setup with the micro-batch that fits, and one executable a bucket; its memory is said before step 0."""
+def compile_steps(
+    setup: Setup, say: Callable[[str], None], most: int | None = None
+) -> tuple[Setup, dict[Any, Compiled]]:
+    """The setup with the micro-batch that fits, and one executable a bucket; its memory is said before step 0.
+
+    Args:
+      most: the largest micro-batch to try unless the configuration names one: that of the run that goes on.
+
+    Returns:
+      Programs of the training by [accumulate, micro, T], those of the evaluation by [micro, T].
+    """
 
     def programs(micro: int) -> dict[Any, Program]:
-        sized = dataclasses.replace(setup.plan, micro_batch_size=micro)
-        return {bucket: step_program(setup, bucket) for bucket in sized.buckets(setup.steps)}
+        training = dataclasses.replace(setup.plan, micro_batch_size=micro).buckets(setup.steps)
+        found: dict[Any, Program] = {bucket: step_program(setup, bucket) for bucket in training}
+        if setup.evaluation is not None:
+            found |= setup.evaluation.sized(micro).programs(setup.state.trainable, setup.frozen)
+        return found
 
-    micro, compiled = compile_largest(programs, _micro_batch_sizes(setup.config, setup.mesh))
-    for (accumulate, rows, length), program in compiled.items():
+    sizes = _micro_batch_sizes(setup.config, setup.mesh)
+    micro, compiled = compile_largest(programs, [n for n in sizes if most is None or n <= most] or sizes)
+    for shape, program in compiled.items():
         m = program.memory
         say(
-            f"bucket {accumulate} x {rows} x {length}: {mebibytes(m.peak_bytes)} a device "
+            f"{'' if len(shape) == 3 else 'evaluation '}bucket {' x '.join(map(str, shape))}: "
+            f"{mebibytes(m.peak_bytes)} a device "
             f"({mebibytes(m.argument_bytes)} arguments, {mebibytes(m.temp_bytes)} temporaries)"
         )
     plan = dataclasses.replace(setup.plan, micro_batch_size=micro)
-    return dataclasses.replace(setup, plan=plan), compiled
+    evaluation = setup.evaluation and setup.evaluation.sized(micro)
+    return dataclasses.replace(setup, plan=plan, evaluation=evaluation), compiled
 
 
 def step_program(setup: Setup, bucket: tuple[int, int, int]) -> Program:
@@ -179,15 +190,48 @@ def device_batch(setup: Setup, step: int) -> tuple[Any, dict[str, Any]]:
     return batch, facts
 
 
+def _encode(config: SftConfig, model: Model, data: Sequence[str]) -> Encoded:
+    options = EncodeOptions(
+        max_length=config.max_length,
+        overlong=config.overlong,
+        vocab_size=model.config.vocab_size,
+        stop_ids=model.stop_ids,
+        skip_bad_rows=config.skip_bad_rows,
+    )
+    return prepare_data(model.tokenizer, data, options, seed=config.seed)
+
+
+def _encode_held_out(config: SftConfig, model: Model) -> Encoded | None:
+    """The rows of `--eval-data`, encoded as the training's; what is wrong with them names the option."""
+    if not config.eval_data:
+        return None
+    try:
+        return _encode(config, model, config.eval_data)
+    except InputError as error:
+        raise InputError(f"`--eval-data`: {error}") from error
+
+
+def _plan(config: SftConfig, encoded: Encoded) -> BatchPlan:
+    return BatchPlan(
+        examples=encoded.examples,
+        batch_size=config.batch_size,
+        micro_batch_size=config.micro_batch_size or config.batch_size,
+        max_length=config.max_length,
+        packing=config.packing == "on",
+        seed=config.seed,
+    )
+
+
 def _mesh(config: SftConfig) -> Mesh | None:
     """As asked; otherwise all accelerators on `fsdp`. A CPU's devices are one machine's cores: no mesh unasked."""
     many = jax.device_count() > 1 and jax.default_backend() != "cpu"
     return make_mesh(config.mesh) if config.mesh is not None or many else None
 
 
-def _compute_dtype(config: SftConfig) -> Any:
+def compute_dtype(config: SftConfig) -> Any:
+    """Of computation and frozen weights, on this machine."""
     if config.dtype == "auto":
-        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+        return jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
     return jnp.dtype(config.dtype)
 
 

@@ -89,8 +89,8 @@ def restore(folder: Path, like: TrainState) -> TrainState:
     """The state of a whole checkpoint, bit for bit, laid out as `like`.
 
     Args:
-      like: a state of the run, or its shapes (`shapes_of`): tells structure, dtypes and devices. The checkpoint may have
-        been written from other devices.
+      like: a state of the run, or its shapes (`shapes_of`): tells structure, dtypes and devices, which need not be
+        those that wrote the checkpoint.
 
     Raises:
       InputError: the checkpoint holds other arrays.
@@ -107,6 +107,13 @@ def restore(folder: Path, like: TrainState) -> TrainState:
 def shapes_of(state: TrainState) -> TrainState:
     """Shape, dtype and sharding of each leaf, without its values."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+
+
+def release(state: TrainState) -> TrainState:
+    """The shapes of a state whose arrays are given up: `restore` needs no room for two."""
+    shapes = shapes_of(state)
+    jax.tree.map(lambda leaf: leaf.delete(), state)
+    return shapes
 
 
 def steps_of(root: Path) -> list[int]:
@@ -149,15 +156,17 @@ def newest_whole(
         if at_most is not None and step > at_most:
             continue
         folder = root / str(step)
-        wrong = damage(folder)
-        if wrong is None and with_best and (best := read_meta(folder).counters.best_step) is not None:
-            wrong = (
-                damage(root / str(best)) and f"its best step's checkpoint {best} is damaged: {damage(root / str(best))}"
-            )
+        wrong = damage(folder) or (_damage_of_best(folder) if with_best else None)
         if wrong is None:
             return folder
         say(f"checkpoint {folder} is not used: {wrong}")
     return None
+
+
+def _damage_of_best(folder: Path) -> str | None:
+    best = read_meta(folder).counters.best_step
+    wrong = None if best is None else damage(folder.with_name(str(best)))
+    return wrong and f"its best step's checkpoint, {best}, is damaged: {wrong}"
 
 
 def prune(root: Path, *, limit: int, spare: int | None = None) -> None:

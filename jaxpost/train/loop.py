@@ -1,4 +1,4 @@
-"""The loop: batch n, step n, record n, until the last."""
+"""The loop: batch n, step n, record n, until the last or until it is told to stop."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -29,6 +29,8 @@ def train(
     learning_rate: Callable[[int], float],
     max_skipped_steps: int,
     report: Callable[[dict[str, Any]], None],
+    num_tokens: int = 0,
+    after: Callable[[TrainState, int], bool] = lambda state, num_tokens: False,
 ) -> TrainState:
     """Runs steps `state.step` to `steps` and reports each; batch n + 1 is made while the device works on step n.
 
@@ -38,11 +40,14 @@ def train(
       learning_rate: the schedule, update number -> rate; the rate recorded is the one the step used.
       max_skipped_steps: so many skipped in a row end the run.
       report: gets each record, in order.
+      num_tokens: seen before, in a run that goes on.
+      after: called with the state after each step's record, and the tokens seen so far (see `milestones`); true ends
+        the loop. The state's buffers are the next step's: what is kept of them must be copied.
 
     Raises:
       Diverged: after `max_skipped_steps` in a row without an update, or at the end of a run that made none.
     """
-    rate, seen = Rate(), 0
+    rate, seen = Rate(), num_tokens
 
     def finish(step: int, device: Mapping[str, Any], host: Mapping[str, Any]) -> None:
         nonlocal seen
@@ -60,7 +65,7 @@ def train(
                 f"last loss {float(device['loss'])}. Lower `--learning-rate`."
             )
 
-    start, updates = int(state.step), int(state.updates)
+    start = int(state.step)
     ready = next_batch(start) if start < steps else None
     for step in range(start, steps):
         assert ready is not None, "each step but the last makes the next one's batch"
@@ -68,12 +73,21 @@ def train(
         state, device = run_step(state, frozen, batch)
         ready = next_batch(step + 1) if step + 1 < steps else None
         finish(step + 1, device, host)
-    if start < steps and int(state.updates) == updates:
+        if after(state, seen):
+            break
+        rate(0)  # evaluations and checkpoints are not the steps' time
+    if start < int(state.step) == steps:
+        require_updates(state)
+    return state
+
+
+def require_updates(state: TrainState) -> None:
+    """Diverged unless the run made an update: its weights would be those that it started from."""
+    if int(state.updates) == 0:
         raise Diverged(
-            f"none of the {steps - start} steps gave a finite loss and gradient, so nothing was trained. "
+            f"none of the {int(state.step)} steps gave a finite loss and gradient, so nothing was trained. "
             "Look for values in the checkpoint that are not finite, or try `--dtype float32`."
         )
-    return state
 
 
 def total_steps(steps: int | None, epochs: float, steps_per_epoch: int) -> int:

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxpost.core.files import write_file
+
 
 def record(step: int, device: Mapping[str, Any], host: Mapping[str, Any]) -> dict[str, Any]:
     """One line of `metrics.jsonl`: (sum, count) pairs become means, everything else a number."""
@@ -31,7 +33,7 @@ def weighted_mean(records: Iterable[Mapping[str, Any]], name: str = "loss", weig
     >>> weighted_mean([{"loss": 1.0, "trained_tokens": 3}, {"loss": 5.0, "trained_tokens": 1}])
     2.0
     """
-    pairs = [(r[name], r[weight]) for r in records if r[name] is not None]
+    pairs = [(r[name], r[weight]) for r in records if r.get(name) is not None]
     total = sum(w for _, w in pairs)
     return sum(value * w for value, w in pairs) / total if total else float("nan")
 
@@ -64,6 +66,16 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The records of a `metrics.jsonl`; none where there is no file. A last line that a kill cut short is left out."""
     whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n") if path.exists() else ("", "", "")
     return [json.loads(line) for line in whole.splitlines() if line]
+
+
+def cut_back(path: Path, step: int) -> list[dict[str, Any]]:
+    """Drops the records after `step`, which a run that goes on from there makes again; returns those that stay.
+
+    A last line that a kill cut short is dropped as well; without a file there are no records.
+    """
+    records = [record for record in read_metrics(path) if record["step"] <= step]
+    write_file(path, "".join(json.dumps(record) + "\n" for record in records))
+    return records
 
 
 class Rate:
