@@ -63,15 +63,23 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a `metrics.jsonl`; none where there is no file. A last line that a kill cut short is left out."""
-    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n") if path.exists() else ("", "", "")
-    return [json.loads(line) for line in whole.splitlines() if line]
+    """The records of a `metrics.jsonl`; none where there is no file. Lines that a crash cut short are left out."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    return [record for line in lines if (record := _parsed(line)) is not None]
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def cut_back(path: Path, step: int) -> list[dict[str, Any]]:
     """Drops the records after `step`, which a run that goes on from there makes again; returns those that stay.
 
-    A last line that a kill cut short is dropped as well; without a file there are no records.
+    What a crash cut short is dropped as well; without a file there are no records.
     """
     records = [record for record in read_metrics(path) if record["step"] <= step]
     write_file(path, "".join(json.dumps(record) + "\n" for record in records))
