@@ -14,6 +14,7 @@ COMMANDS = {
     "sft": ("jaxpost.recipes.sft:main", "fine-tune on messages, prompt + completion or text rows (LoRA or full)"),
     "rows": ("jaxpost.recipes.rows:main", "name the rows of a step of a run, with the loss of each"),
     "generate": ("jaxpost.recipes.generate:main", "sample from a model: prompts, files, or a chat in the terminal"),
+    "doctor": ("jaxpost.recipes.doctor:main", "check data, tokenizer, template, masks and options before a run"),
     "import": ("jaxpost.recipes.import_gguf:main", "make a Hugging Face folder of a GGUF file"),
     "export": ("jaxpost.recipes.export:main", "merge an adapter into a Hugging Face checkpoint"),
 }

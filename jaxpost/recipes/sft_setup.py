@@ -14,7 +14,7 @@ from jaxpost.core.errors import InputError
 from jaxpost.data.batches import BatchPlan
 from jaxpost.data.dataset import prepare_data
 from jaxpost.data.encode import EncodeOptions
-from jaxpost.data.examples import Counts, Encoded
+from jaxpost.data.examples import Counts, Encoded, Example
 from jaxpost.hub.checkpoint import load
 from jaxpost.hub.model import Model
 from jaxpost.hub.peft import load_adapter
@@ -84,7 +84,7 @@ def prepare(config: SftConfig) -> Setup:
         model = dataclasses.replace(model, given_tokenizer=own)
     encoded = _encode(config, model, config.data)
     held_out = _encode_held_out(config, model)
-    plan = _plan(config, encoded)
+    plan = batch_plan(config, encoded.examples)
     steps = total_steps(config.steps, config.epochs, plan.steps_per_epoch)
     rate = schedule(config.schedule, config.learning_rate, steps, config.warmup_ratio)
     optimizer = adamw(rate, weight_decay=config.weight_decay)
@@ -97,7 +97,7 @@ def prepare(config: SftConfig) -> Setup:
         model.config, policy, loss=config.loss, dtype=dtype, remat=config.remat, neftune_alpha=config.neftune_alpha
     )
     evaluation = held_out and Evaluation(
-        plan=_plan(config, held_out),
+        plan=batch_plan(config, held_out.examples),
         counts=held_out.counts,
         fingerprint=held_out.fingerprint,
         score=make_score(model.config, policy, dtype=dtype),
@@ -177,17 +177,21 @@ def step_program(setup: Setup, bucket: tuple[int, int, int]) -> Program:
 
 def device_batch(setup: Setup, step: int) -> tuple[Any, dict[str, Any]]:
     """The batch of a step on its devices, and what the host knows of it (see `train`)."""
-    plan, mesh = setup.plan, setup.mesh
-    rows, totals, info = plan.batch(step)
-    batch = {"rows": rows, "totals": totals}
-    if mesh is not None:
-        places = {
-            "rows": dict.fromkeys(rows, batch_sharding(mesh, leading=1)),
-            "totals": dict.fromkeys(totals, replicated(mesh)),
-        }
-        batch = jax.device_put(batch, places)
+    rows, totals, info = setup.plan.batch(step)
+    batch = placed({"rows": rows, "totals": totals}, setup.mesh)
     facts = {"num_tokens": info.num_tokens, "trained_tokens": info.trained_tokens, "epoch": round(info.epoch, 4)}
     return batch, facts
+
+
+def placed(batch: dict[str, Any], mesh: Mesh | None) -> dict[str, Any]:
+    """A host batch with its rows cut along the mesh; without one as it is."""
+    if mesh is None:
+        return batch
+    places = {
+        "rows": dict.fromkeys(batch["rows"], batch_sharding(mesh, leading=1)),
+        "totals": dict.fromkeys(batch["totals"], replicated(mesh)),
+    }
+    return jax.device_put(batch, places)
 
 
 def _encode(config: SftConfig, model: Model, data: Sequence[str]) -> Encoded:
@@ -211,9 +215,10 @@ def _encode_held_out(config: SftConfig, model: Model) -> Encoded | None:
         raise InputError(f"`--eval-data`: {error}") from error
 
 
-def _plan(config: SftConfig, encoded: Encoded) -> BatchPlan:
+def batch_plan(config: SftConfig, examples: Sequence[Example]) -> BatchPlan:
+    """The batches of a run; without a micro-batch size as if a whole batch fitted."""
     return BatchPlan(
-        examples=encoded.examples,
+        examples=examples,
         batch_size=config.batch_size,
         micro_batch_size=config.micro_batch_size or config.batch_size,
         max_length=config.max_length,

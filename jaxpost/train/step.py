@@ -40,7 +40,7 @@ def make_step(
 
     def step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
         key = jax.random.fold_in(state.key, state.step)
-        gradients, terms, metrics = _accumulate(objective, state.trainable, frozen, batch, key)
+        gradients, terms, metrics = accumulate(objective, state.trainable, frozen, batch, key)
         norm = optax.tree.norm(gradients)
         loss = sum(terms.values())
         some = sum(jnp.asarray(t, jnp.float32) for t in batch["totals"].values()) > 0
@@ -65,8 +65,16 @@ def make_step(
     return jax.jit(step, donate_argnums=0, out_shardings=None if state_shardings is None else (state_shardings, None))
 
 
-def _accumulate(objective: Objective, trainable: Any, frozen: Any, batch: Batch, key: Array) -> tuple:
-    """Sums of gradients, terms and metrics over the micro-batches."""
+def accumulate(objective: Objective, trainable: Any, frozen: Any, batch: Batch, key: Array) -> tuple:
+    """Sums over the micro-batches, in one traced loop: what a step clips and gives to the optimizer.
+
+    Args:
+      objective, batch: as in `make_step`.
+      key: each micro-batch takes a fold of it.
+
+    Returns:
+      gradients like `trainable`, terms {name: value}, metrics {name: (sum, count)}.
+    """
     rows, totals = batch["rows"], batch["totals"]
     count = jax.tree.leaves(rows)[0].shape[0]
 

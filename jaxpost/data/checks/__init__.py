@@ -1,0 +1,1 @@
+"""What `jaxpost doctor` looks for in rows, tokenizer and template; numpy only."""

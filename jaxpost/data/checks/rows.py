@@ -1,0 +1,196 @@
+"""What can be wrong with one tokenised row: BOS, stop tokens, the mask, the vocabulary, control tokens in its text."""
+
+import dataclasses
+import functools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxpost.core.errors import InputError
+from jaxpost.data.checks.duplicates import texts_of
+from jaxpost.data.checks.findings import Finding, Observed, finding
+from jaxpost.data.examples import Tokenised
+from jaxpost.data.plain import Plain
+from jaxpost.data.prompt import encode_prompt
+from jaxpost.data.rows import ChatRow, CompletionRow, Row, TextRow
+from jaxpost.data.template import folder_of, render, template_of
+from jaxpost.data.turns import Chat, turns_of
+
+PROMPTS = 32  # conversations whose generation prompt is rendered and compared
+LEAST_CHARACTERS = 8  # of a question that is looked for among the trained tokens: a word may stand in both
+_MARKER = re.compile(r"<\|[^<>|\s]{2,40}\|>|<(?:start|end)_of_turn>")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Context:
+    """What rows are checked against.
+
+    Attributes:
+      chat, plain: the tokenizer, as rows are encoded with it.
+      vocab_size: rows of the embedding.   max_length: in tokens.
+      stops: by source (`tokenizer`, `config.json`, `generation_config.json`) the ids that end generation.
+    """
+
+    chat: Chat
+    plain: Plain
+    vocab_size: int
+    max_length: int
+    stops: Mapping[str, frozenset[int]]
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.chat.tokenizer
+
+    @functools.cached_property
+    def template(self) -> str | None:
+        """The chat template of rows without tools, None where there is none."""
+        return self.tokenizer.chat_template and template_of(self.tokenizer, _TRIAL)
+
+    @functools.cached_property
+    def ends(self) -> frozenset[int]:
+        """Ids that end an answer: those that end generation, and the token that the template puts after an answer."""
+        marked = self.chat.marks(self.template, _TRIAL) if self.template else None
+        eos = self.tokenizer.eos_token_id
+        plain = self.chat.stop_ids if eos is None else self.chat.stop_ids | {eos}
+        return self.chat.stops(marked) if marked is not None else plain
+
+    @functools.cached_property
+    def controls(self) -> re.Pattern[str]:
+        """Finds the control tokens of the tokenizer in a text."""
+        words = sorted(self.chat.controls.ids, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, words)) or "(?!)")
+
+
+_TRIAL = ChatRow(
+    source=0,
+    where="a trial conversation",
+    messages=[{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}],
+)
+
+
+def check_row(context: Context, observed: Observed, row: Row, tokens: Tokenised) -> None:
+    """Looks at one row, before it is cut."""
+    for check in (_check_bos, _check_end, _check_mask, _check_prompt, _check_ids):
+        check(context, observed, row, tokens)
+
+
+def check_text(context: Context, observed: Observed, row: Row) -> None:
+    """Looks at the text of a row; it need not be one that can be tokenised."""
+    prompt, answer = texts_of(row)
+    observed.look("rows.empty", row.where, not answer.strip() and not (isinstance(row, ChatRow) and not turns_of(row)))
+    text = answer if isinstance(row, TextRow) else json.dumps(_columns(row), ensure_ascii=False, default=str)
+    for around in (context.tokenizer.bos_token, context.tokenizer.eos_token):
+        if isinstance(row, TextRow) and around:  # a text may bring its own
+            text = text.removeprefix(around).removesuffix(around)
+    hit = context.controls.search(text)
+    if isinstance(row, CompletionRow) and context.tokenizer.eos_token == (hit and hit[0]):
+        hit = context.controls.search(text.replace(context.tokenizer.eos_token, "", 1))
+    check = "rows.rendered" if isinstance(row, TextRow) else "rows.control"
+    observed.look(check, row.where, hit is not None, f"first {hit[0]!r}" if hit else "")
+
+
+def _columns(row: Row) -> Any:
+    return [row.prompt, row.completion] if isinstance(row, CompletionRow) else row.messages  # type: ignore
+
+
+def _check_bos(context: Context, observed: Observed, row: Row, tokens: Tokenised) -> None:
+    bos, ids = context.tokenizer.bos_token_id, tokens.ids
+    if bos is None or not len(ids):
+        return
+    # A template may begin every turn with the BOS (SmolLM2): of a conversation only a doubled start is wrong.
+    later = ids[1:2] if isinstance(row, ChatRow) else ids[1:]
+    observed.look("bos.double", row.where, bool(ids[0] == bos and (later == bos).any()))
+    if isinstance(row, ChatRow) and context.plain.added[0]:
+        observed.look("bos.missing", row.where, bool(ids[0] != bos))
+
+
+def _check_end(context: Context, observed: Observed, row: Row, tokens: Tokenised) -> None:
+    if len(tokens.ids) > context.max_length or not tokens.trained.any():
+        return
+    last = int(np.flatnonzero(tokens.trained)[-1])
+    ends = np.isin(tokens.ids[[max(0, last - 1), last]], list(context.ends))
+    got = context.tokenizer.convert_ids_to_tokens(int(tokens.ids[last]))
+    observed.look("end.untrained", row.where, not ends[1], f"the last trained token is {got!r}")
+    observed.look("end.double", row.where, bool(ends.all() and last > 0))
+    end = int(tokens.ids[last])
+    silent = [name for name, ids in context.stops.items() if ids and end not in ids]
+    observed.look("stop.differs", row.where, bool(ends[1] and silent), f"{got!r} is not in {', '.join(silent)}")
+
+
+def _check_mask(context: Context, observed: Observed, row: Row, tokens: Tokenised) -> None:
+    if isinstance(row, TextRow) or not tokens.trained.any():
+        return
+    prompt, _ = texts_of(row)
+    text = _normal(context.tokenizer.decode(tokens.ids[tokens.trained]))
+    answers, questions = _said(row)
+    asked = [q for q in map(_normal, questions) if len(q) >= LEAST_CHARACTERS and not any(q in a for a in answers)]
+    whole = bool(prompt.strip()) and bool(tokens.trained[1:].all())
+    observed.look("mask.prompt", row.where, whole or any(q in text for q in asked))
+    missing = [answer for answer in answers if answer not in text]
+    observed.look("mask.answer", row.where, bool(missing), f"as {missing[0][:40]!r}" if missing else "")
+
+
+def _said(row: Row) -> tuple[list[str], Sequence[str]]:
+    """The texts that are to be trained, without blanks, and those that are not."""
+    if isinstance(row, CompletionRow):
+        return [_normal(row.completion)], [row.prompt]
+    assert isinstance(row, ChatRow)
+    turns = set(turns_of(row))
+    said = [(i in turns, m["content"]) for i, m in enumerate(row.messages) if isinstance(m.get("content"), str)]
+    return [_normal(text) for mine, text in said if mine], [text for mine, text in said if not mine]
+
+
+def _normal(text: str) -> str:
+    """Without blanks: templates trim, tokenizers put blanks before words."""
+    return "".join(text.split())
+
+
+def _check_prompt(context: Context, observed: Observed, row: Row, tokens: Tokenised) -> None:
+    """Whether generation would start where the training of the row's first trained answer starts."""
+    if not isinstance(row, ChatRow) or observed.seen["template.prompt"] >= PROMPTS or not tokens.trained.any():
+        return
+    template = template_of(context.tokenizer, row)
+    try:
+        text = render(context.tokenizer, template, row, end=turns_of(row)[0], prompt=True).text
+    except InputError:  # a template that refuses a conversation without an answer cannot be asked for one either
+        return observed.look("template.prompt", row.where, True, "the template cannot render a prompt alone")
+    prompt = encode_prompt(context.chat, row.messages[: turns_of(row)[0]], row.tools, row.template_kwargs)
+    start = int(np.flatnonzero(tokens.trained)[0])
+    fits = start == len(prompt) and tokens.ids[:start].tolist() == prompt
+    observed.look("template.prompt", row.where, not fits, f"the prompt ends in {text[-24:]!r}")
+
+
+def _check_ids(context: Context, observed: Observed, row: Row, tokens: Tokenised) -> None:
+    top = int(tokens.ids[: context.max_length].max(initial=0))
+    got = f"{top} ({context.tokenizer.convert_ids_to_tokens(top)!r}) of {context.vocab_size} rows"
+    observed.look("vocabulary.ids", row.where, top >= context.vocab_size, got)
+
+
+def tokenizer_findings(context: Context, chats: int) -> list[Finding]:
+    """What is wrong with tokenizer and template themselves; `chats` is how many rows need a template."""
+    tokenizer, found = context.tokenizer, []
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id == tokenizer.eos_token_id:
+        found.append(finding("stop.pad", detail=repr(tokenizer.pad_token)))
+    if len(tokenizer) > context.vocab_size:
+        found.append(finding("vocabulary.tokenizer", detail=f"{len(tokenizer)} against {context.vocab_size}"))
+    if not chats:
+        return found
+    if context.template is None:
+        return [*found, finding("template.missing", count=chats, total=chats, detail=folder_of(tokenizer))]
+    known = {token.content for token in tokenizer.added_tokens_decoder.values()}
+    if strange := sorted(set(_MARKER.findall(_trial_text(context))) - known):
+        found.append(finding("template.marker", detail=", ".join(strange[:4])))
+    bos = context.plain.added[0]
+    if bos and _trial_text(context).startswith(bos):
+        found.append(finding("bos.template", detail=repr(bos)))
+    return found
+
+
+def _trial_text(context: Context) -> str:
+    try:
+        return render(context.tokenizer, context.template or "", _TRIAL, prompt=False).text
+    except InputError:
+        return ""
