@@ -71,7 +71,7 @@ def run(config: SftConfig) -> Path:
     setup, compiled = compile_steps(setup, _say, start.meta and start.meta.micro_batch_size)
     config.output.mkdir(parents=True, exist_ok=True)
     write_file(config.output / "run.yaml", dump_config(dataclasses.replace(setup.config, resume=False)))
-    records = clean(config, start.step)
+    records = clean(config, start)
     with stop_requests() as stop:
         state, milestones = _train(setup, compiled, start, found, records, stop)
         step = int(state.step)

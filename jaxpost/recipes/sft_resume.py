@@ -126,16 +126,17 @@ def go_on(setup: Setup, start: Start, fingerprints: Mapping[str, str]) -> Setup:
     return dataclasses.replace(setup, state=restore(start.folder, release(setup.state)))
 
 
-def clean(config: SftConfig, step: int) -> list[dict[str, Any]]:
-    """Removes what a run that goes on from `step` makes again or a crash left half written; the records that stay."""
+def clean(config: SftConfig, start: Start) -> list[dict[str, Any]]:
+    """Removes what a run that goes on makes again or a crash left half written; the records that stay."""
     output = config.output.absolute()
-    discard_after(checkpoints(config), step)
+    discard_after(checkpoints(config), start.step)
     for item in output.parent.glob(f".{output.name}.????????"):  # see `fill_folder`
         shutil.rmtree(item, ignore_errors=True)
     for item in output.iterdir():
         if _HALF_WRITTEN.fullmatch(item.name):
             item.unlink()
-    return cut_back(output / "metrics.jsonl", step)
+    kept = start.step if start.meta is not None else -1  # from the start, the evaluation of step 0 is made again too
+    return cut_back(output / "metrics.jsonl", kept)
 
 
 def _check_options(saved: Mapping[str, Any], config: SftConfig, where: Path) -> list[str]:

@@ -1,0 +1,258 @@
+"""Checkpoints: bit for bit, whole or not there, and what broke later is told."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxpost.core.errors import InputError
+from jaxpost.sharding import make_mesh, tree_shardings
+from jaxpost.train import adamw, checkpoint, init_state
+from jaxpost.train.checkpoint import (
+    Counters,
+    Meta,
+    damage,
+    discard_after,
+    newest_whole,
+    prune,
+    read_meta,
+    release,
+    restore,
+    save_checkpoint,
+    shapes_of,
+    steps_of,
+)
+
+META = Meta(
+    step=0,
+    counters=Counters(num_tokens=7, best_step=2, best_loss=0.1, waited=3),
+    fingerprints={"data": "d", "base": "b"},
+    config={"steps": 5, "lora": {"rank": 4}, "data": ["a", "b"], "mesh": None},
+    micro_batch_size=2,
+    versions={"jax": jax.__version__},
+)
+
+
+def random_state(seed, width=6):
+    """A state as after some steps: every number differs from what `init_state` gives."""
+    rng = np.random.default_rng(seed)
+    factors = {
+        "layers/0/0/self_attn/q_proj": {"lora_A": jnp.zeros((2, 4, 8)), "lora_B": jnp.zeros((2, width, 4))},
+        "b": jnp.zeros(3),
+    }
+    state = init_state(factors, adamw(1e-3), seed)
+    fill = lambda x: jnp.asarray(rng.standard_normal(x.shape), x.dtype)  # noqa: E731
+    floats = lambda tree: jax.tree.map(lambda x: fill(x) if jnp.issubdtype(x.dtype, jnp.floating) else x + 3, tree)  # noqa: E731
+    return dataclasses.replace(
+        state,
+        step=jnp.int32(5 + seed),
+        updates=jnp.int32(4),
+        skipped=jnp.int32(1),
+        trainable=floats(state.trainable),
+        opt_state=floats(state.opt_state),
+    )
+
+
+def bits(state):
+    plain = dataclasses.replace(state, key=jax.random.key_data(state.key))
+    return [(jax.tree_util.keystr(path), np.asarray(x).tobytes()) for path, x in jax.tree.leaves_with_path(plain)]
+
+
+def save(root, step, state=None, **changes):
+    state = random_state(0) if state is None else state
+    return save_checkpoint(root, state, dataclasses.replace(META, step=step, **changes))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("like", ["state", "shapes"])
+def test_R4_a_state_comes_back_bit_for_bit(tmp_path, seed, like):
+    """Weights, moments, counts and key; the metadata too. The state that is given serves for its shapes alone.
+
+    Mutation: jaxpost/train/checkpoint.py: `"key": jax.random.wrap_key_data(plain["key"]` -> `"key": jax.random.wrap_key_data(plain["key"] * 0`
+    """  # noqa: E501
+    state = random_state(seed)
+    folder = save(tmp_path, 5, state)
+    other = random_state(seed + 1)
+    found = restore(folder, release(other) if like == "shapes" else other)
+    assert jax.tree.structure(found) == jax.tree.structure(state)
+    assert bits(found) == bits(state)
+    assert found.key.dtype == state.key.dtype
+    assert read_meta(folder) == dataclasses.replace(META, step=5)
+    assert folder == tmp_path / "5" and steps_of(tmp_path) == [5]
+
+
+def test_a_saved_state_may_be_donated_at_once(tmp_path):
+    """What the next step does to the buffers reaches no file: nothing is still being written."""
+    state = random_state(3)
+    want = bits(state)
+    folder = save(tmp_path, 1, state)
+    jax.jit(lambda s: dataclasses.replace(s, trainable=jax.tree.map(jnp.zeros_like, s.trainable)), donate_argnums=0)(
+        state
+    )
+    assert bits(restore(folder, random_state(3))) == want
+
+
+def files(folder):
+    return sorted(file for file in folder.rglob("*") if file.is_file())
+
+
+@pytest.mark.parametrize("how", ["bit", "cut", "gone", "longer"])
+def test_R10_a_damaged_file_is_named_and_the_checkpoint_before_it_is_used(tmp_path, how):
+    """Each file in turn, at a random place.
+
+    Mutation: jaxpost/train/checkpoint.py: `if _seal(file)["sha256"] != digest:` -> `if False:`
+    Mutation: jaxpost/train/checkpoint.py: `        if not file.is_file():` -> `        if False:`
+    Mutation: jaxpost/train/checkpoint.py: `        wrong = damage(folder) or (_damage_of_best(folder) if with_best else None)` -> `        wrong = None`
+    """  # noqa: E501
+    save(tmp_path, 1)
+    newest = save(tmp_path, 12)
+    assert damage(newest) is None and newest_whole(tmp_path, pytest.fail) == newest
+    rng = np.random.default_rng(0)
+    for file in files(newest):
+        before = file.read_bytes()
+        at = int(rng.integers(len(before)))
+        flipped = before[:at] + bytes([before[at] ^ (1 << int(rng.integers(8)))]) + before[at + 1 :]
+        file.write_bytes({"bit": flipped, "cut": before[:at], "longer": before + b"\0", "gone": b""}[how])
+        if how == "gone":
+            file.unlink()
+        lines = []
+        if file == newest / "manifest.json" and how in ("bit", "longer"):
+            file.write_bytes(before.replace(b"sha256", b"sha255", 1))
+        assert newest_whole(tmp_path, lines.append) == tmp_path / "1"
+        assert len(lines) == 1 and str(newest) in lines[0] and file.name in lines[0]
+        file.write_bytes(before)
+    assert damage(newest) is None
+
+
+def test_all_damaged_is_none_and_each_is_named(tmp_path):
+    for step in (1, 2):
+        (save(tmp_path, step) / "meta.json").unlink()
+    lines = []
+    assert newest_whole(tmp_path, lines.append) is None and len(lines) == 2
+    assert newest_whole(tmp_path / "nothing", pytest.fail) is None
+
+
+def test_the_newest_is_so_by_number_and_may_be_bounded(tmp_path):
+    """Mutation: jaxpost/train/checkpoint.py: `if at_most is not None and step > at_most:` -> `if False:`"""
+    for step in (9, 10, 2):
+        save(tmp_path, step)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "11").write_text("a file")
+    assert steps_of(tmp_path) == [2, 9, 10]
+    want = [(None, "10"), (10, "10"), (9, "9"), (8, "2")]
+    assert [newest_whole(tmp_path, pytest.fail, at_most=n).name for n, _ in want] == [name for _, name in want]
+    assert newest_whole(tmp_path, pytest.fail, at_most=1) is None
+
+
+def test_a_run_that_keeps_the_best_step_needs_its_checkpoint_whole(tmp_path):
+    """Mutation: jaxpost/train/checkpoint.py: `wrong = None if best is None else damage(` -> `wrong = damage(folder) and damage(`"""  # noqa: E501
+    for step, best in ((1, None), (2, 2), (3, 2)):
+        save(tmp_path, step, counters=Counters(best_step=best))
+    (tmp_path / "2" / "meta.json").unlink()
+    lines = []
+    assert newest_whole(tmp_path, lines.append).name == "3" and lines == []
+    assert newest_whole(tmp_path, lines.append, with_best=True).name == "1"
+    assert [line.split(" is not used: ")[0].rsplit("/")[-1] for line in lines] == ["3", "2"]
+
+
+@pytest.mark.parametrize("moment", ["state", "meta.json", "manifest.json", "rename"])
+def test_R10_a_crash_inside_a_save_leaves_the_checkpoint_before_it(tmp_path, monkeypatch, moment):
+    """Whatever is reached of a save, no folder with a step's name is half; what is left over is hidden, then removed.
+
+    Mutation: jaxpost/train/checkpoint.py: `with new_folder(folder) as aside:` -> `for aside in [folder.mkdir(parents=True) or folder]:`
+    """  # noqa: E501
+    save(tmp_path, 1)
+
+    def crash(*_, **__):
+        raise KeyboardInterrupt
+
+    def write(path, value):
+        return crash() if path.name == moment else write_json(path, value)
+
+    write_json = checkpoint.write_json
+    monkeypatch.setattr("shutil.rmtree", lambda *_, **__: None)  # a killed process tidies nothing up
+    monkeypatch.setattr(checkpoint, "write_json", write)
+    if moment == "state":
+        monkeypatch.setattr(checkpoint, "_plain", crash)
+    if moment == "rename":
+        monkeypatch.setattr("jaxpost.core.files._publish", lambda source, target: source.is_dir() and crash())
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path, 2)
+    monkeypatch.undo()
+    assert steps_of(tmp_path) == [1] and damage(tmp_path / "1") is None
+    assert [path.name[:3] for path in tmp_path.iterdir() if path.name != "1"] == [".2."]
+    discard_after(tmp_path, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+
+
+def test_a_step_that_is_saved_again_is_replaced(tmp_path):
+    save(tmp_path, 4, random_state(0))
+    (tmp_path / "4" / "state" / "stray").write_text("x")
+    folder = save(tmp_path, 4, random_state(1))
+    assert bits(restore(folder, random_state(0))) == bits(random_state(1)) and damage(folder) is None
+    assert not (folder / "state" / "stray").exists() and [p.name for p in tmp_path.iterdir()] == ["4"]
+
+
+@pytest.mark.parametrize(
+    ("limit", "spare", "left"), [(1, None, [4]), (2, None, [3, 4]), (2, 1, [1, 3, 4]), (9, 2, [1, 2, 3, 4])]
+)
+def test_only_the_newest_are_kept_and_the_best(tmp_path, limit, spare, left):
+    """Mutation: jaxpost/train/checkpoint.py: `if step != spare:` -> `if True:`
+    Mutation: jaxpost/train/checkpoint.py: `steps_of(root)[:-limit]` -> `steps_of(root)[limit:]`
+    """
+    for step in (1, 2, 3, 4):
+        (tmp_path / str(step)).mkdir()
+    prune(tmp_path, limit=limit, spare=spare)
+    assert steps_of(tmp_path) == left and len(list(tmp_path.iterdir())) == len(left)
+
+
+def test_later_steps_are_discarded(tmp_path):
+    """Mutation: jaxpost/train/checkpoint.py: `int(folder.name) > step` -> `int(folder.name) > step + 100`"""
+    for name in ("3", "10", ".11.k2j3", ".2.removed", "notes"):
+        (tmp_path / name).mkdir()
+    discard_after(tmp_path, 3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["3", "notes"]
+
+
+@pytest.mark.parametrize("wrong", ["shape", "missing", "extra"])
+def test_other_arrays_are_refused_by_name(tmp_path, wrong):
+    """Mutation: jaxpost/train/checkpoint.py: `        if want.get(path) != got.get(path):` -> `        if False:`"""
+    folder = save(tmp_path, 1)
+    like = random_state(0, width=7 if wrong == "shape" else 6)
+    if wrong != "shape":
+        more = {} if wrong == "missing" else {"c": jnp.zeros(2)}
+        kept = {k: v for k, v in like.trainable.items() if k != "b" or wrong == "extra"}
+        like = dataclasses.replace(like, trainable={**kept, **more})
+    name = {"shape": "lora_B as float32[2, 7, 4]", "missing": "trainable/b as nothing", "extra": "trainable/c"}[wrong]
+    with pytest.raises(InputError, match=name.replace("[", r"\[")):
+        restore(folder, like)
+
+
+def test_R9_a_checkpoint_of_one_device_comes_back_on_a_mesh_and_the_other_way(tmp_path):
+    """Each leaf lies as the run of now has it, with the same bits.
+
+    Mutation: jaxpost/train/checkpoint.py: `jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)` -> `jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=None)`
+    """  # noqa: E501
+    mesh = make_mesh("data=2,tensor=2,fsdp=2")
+    state = random_state(0, width=8)
+    places = tree_shardings(state, mesh)
+    on_mesh = jax.device_put(random_state(1, width=8), places)
+    found = restore(save(tmp_path, 1, state), on_mesh)
+    assert bits(found) == bits(state)
+    factors = "layers/0/0/self_attn/q_proj"
+    assert found.trainable[factors]["lora_B"].sharding == places.trainable[factors]["lora_B"]
+    assert len(found.trainable[factors]["lora_B"].sharding.device_set) == 8
+    back = restore(save(tmp_path, 2, found), random_state(1, width=8))
+    assert bits(back) == bits(state) and len(back.trainable["b"].sharding.device_set) == 1
+
+
+def test_a_manifest_lists_every_file_and_every_array(tmp_path):
+    folder = save(tmp_path, 1)
+    content = json.loads((folder / "manifest.json").read_text())
+    assert set(content["files"]) == {file.relative_to(folder).as_posix() for file in files(folder)} - {"manifest.json"}
+    arrays = content["arrays"]
+    assert arrays["trainable/b"] == "float32[3]" and arrays["key"].startswith("uint32[")
+    assert len(arrays) == len(jax.tree.leaves(shapes_of(random_state(0))))
