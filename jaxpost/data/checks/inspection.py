@@ -50,7 +50,12 @@ class Inspected:
 
 
 def inspect(context: Context, rows: Iterable[Row | BadRow], *, overlong: str, skip_bad: bool = False) -> Inspected:
-    """Looks at every row, broken ones too (`skip_bad`: that is no error); `overlong` is what becomes of one over `max_length`, as in `encode_rows`."""
+    """Looks at every row, broken ones too.
+
+    Args:
+      overlong: what becomes of a row over `max_length`, as in `encode_rows`.
+      skip_bad: broken rows are skipped by training, so they are no error.
+    """
     observed, digester = Observed(), Digester()
     counter: collections.Counter[str] = collections.Counter()
     examples: list[Example] = []
