@@ -91,7 +91,7 @@ def test_the_rules_can_fail():
     assert allowed("quant", "kernels") and allowed("flax", "hub") and not allowed("flax", "train")
 
 
-@pytest.mark.parametrize("room", ["core", "data"])
+@pytest.mark.parametrize("room", ["core", "data", "rewards"])
 def test_rooms_without_jax_load_none_even_indirectly(room):
     modules = [
         f"jaxpost.{room}.{path.stem}" for path in sorted((PACKAGE / room).glob("*.py")) if path.stem != "__init__"
