@@ -52,10 +52,14 @@ class Table:
     key: str | None = None
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        key = () if self.key is None else (self.key,)
+        return ("id", *key, self.label, *self.texts, *self.numbers)
+
+    @property
     def ddl(self) -> str:
-        keys = ["id INT", *([f"{self.key} INT"] if self.key else []), f"{self.label} TEXT"]
-        columns = [*keys, *(f"{name} TEXT" for name in self.texts), *(f"{name} INT" for name in self.numbers)]
-        return f"CREATE TABLE {self.name} ({', '.join(columns)})"
+        """Without types, which SQLite does not need: they would be a sixth of the prompt."""
+        return f"CREATE TABLE {self.name} ({', '.join(self.columns)})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,14 +84,13 @@ class Schema:
 
     def column(self, table: Table, name: str) -> list:
         """The values of a column in the first copy."""
-        names = [part.split()[0] for part in table.ddl.partition("(")[2].split(", ")]
-        return [row[names.index(name)] for row in self.contents[0][table.name]]
+        return [row[table.columns.index(name)] for row in self.contents[0][table.name]]
 
     def fill(self, connection: sqlite3.Connection, copy: int) -> None:
         for table in self.tables:
             rows = self.contents[copy][table.name]
             connection.execute(table.ddl)
-            connection.executemany(f"INSERT INTO {table.name} VALUES ({', '.join('?' * len(rows[0]))})", rows)
+            connection.executemany(f"INSERT INTO {table.name} VALUES ({', '.join('?' * len(table.columns))})", rows)
         connection.commit()
 
 
