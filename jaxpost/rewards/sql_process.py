@@ -13,6 +13,8 @@ from typing import Any
 from jaxpost.rewards.sql_result import Result
 
 WORKER = Path(__file__).with_name("sql_worker.py")
+# All that the process inherits: what some systems need to start Python at all.
+INHERITED = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,7 +73,7 @@ class SqlProcess:
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.DEVNULL,
-                    env={},
+                    env={name: os.environ[name] for name in INHERITED if name in os.environ},
                     cwd=WORKER.anchor,
                     start_new_session=True,  # Ctrl-C is for the trainer, which then ends this
                 )

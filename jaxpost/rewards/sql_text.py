@@ -7,8 +7,9 @@ from typing import Any
 FENCE = re.compile(
     r"```[ \t]*(?:\w+[ \t]*)?\r?\n(.*?)(?:```|\Z)|```(?:sql(?:ite)?\b)?(.*?)```", re.DOTALL | re.IGNORECASE
 )
-# Quoted names and texts, and comments: what looks like SQL inside them is none.
-QUOTED = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`[^`]*`|\[[^\]]*\]")
+# Quoted names and texts, and comments: what looks like SQL inside them is none. Each pattern gives up at its next own
+# opening mark, so that no text takes quadratic time.
+QUOTED = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`[^`]*`|\[[^][]*\]")
 COMMENT = re.compile(r"--[^\n]*|/\*.*?(?:\*/|\Z)", re.DOTALL)
 OPAQUE = re.compile(f"{QUOTED.pattern}|{COMMENT.pattern}", re.DOTALL)
 

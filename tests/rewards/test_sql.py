@@ -5,6 +5,7 @@ import contextlib
 import multiprocessing
 import random
 import sqlite3
+import time
 
 import pytest
 
@@ -115,6 +116,29 @@ ANSWERS = {
 @pytest.mark.parametrize("answer", ANSWERS)
 def test_the_query_of_an_answer(answer):
     assert extract_query(answer) == ANSWERS[answer]
+
+
+@pytest.mark.parametrize(
+    "piece", ["[", "'", '"', "`", "```", "```\n", "```sql ", "/*", "--", "<think>", ";", " ", "(", "a'"]
+)
+@pytest.mark.parametrize("start", ["", "SELECT ", "```sql\nSELECT "])
+def test_long_texts_are_read_in_linear_time(piece, start):
+    """Mutation: jaxpost/rewards/sql_text.py: `[^][]*` -> `[^]]*`"""
+    started = time.process_time()
+    extract_query(start + piece * (300_000 // len(piece)))
+    is_ordered(start + piece * (300_000 // len(piece)))
+    assert time.process_time() - started < 3
+
+
+def test_nothing_of_the_environment_is_inherited(people, tmp_path, monkeypatch):
+    """Mutation: jaxpost/rewards/sql_process.py: `for name in INHERITED if` -> `for name in os.environ if`"""
+    monkeypatch.setenv("SECRET", "x")
+    monkeypatch.setattr(sql_process, "WORKER", tmp_path / "shows.py")
+    answer = "print(json.dumps({'columns': 1, 'rows': [[','.join(os.environ)]], 'tables': []}), flush=True)"
+    (tmp_path / "shows.py").write_text(f"import json, os, sys\nfor line in sys.stdin: {answer}\n")
+    with sql_process.SqlProcess(Limits()) as process:
+        shown = process.run(people, "SELECT 1").rows[0][0]
+    assert "SECRET" not in shown and "PATH" not in shown.split(",")
 
 
 @pytest.mark.parametrize(
