@@ -47,6 +47,7 @@ def test_the_table_has_both_models_on_both_halves(run):
             match = re.fullmatch(f"{label} +{half}{numbers}", lines[1 + 3 * i + j])
             assert match and int(match[1]) == count, lines
     assert f"adapter     {output / 'adapter'}" in lines and f"answers     {output / 'tuned.jsonl'}" in lines
+    assert f"card        {output / 'adapter' / 'README.md'}" in lines
 
 
 def test_progress_names_each_step_and_its_time(run):
@@ -119,10 +120,7 @@ def record(schema, correct, **more):
 
 
 def test_intervals_draw_whole_schemas(evaluation):
-    """As many questions in few schemas that agree tell less than in many: the interval is wider.
-
-    Mutation: scripts/evaluate_sql.py: `groups[record["schema"]].append` -> `groups[len(groups)].append`
-    """
+    """As many questions in few schemas that agree tell less than in many: the interval is wider."""
     rng = random.Random(0)
     few = [record(f"s{i % 6}", i % 6 < 3) for i in range(120)]
     many = [record(f"s{i}", rng.random() < 0.5) for i in range(120)]

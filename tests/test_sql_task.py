@@ -75,10 +75,7 @@ def test_fewer_rows_are_the_first_ones(script):
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_no_heldout_question_is_in_training(tasks, seed):
-    """Of heldout_question neither the question nor its answer is trained on that schema, though the schema is.
-
-    Mutation: scripts/make_sql_task.py: `is_heldout(seed, schemas[i], query) == (split != "train")` -> `True`
-    """
+    """Of heldout_question neither the question nor its answer is trained on that schema, though the schema is."""
     _, rows = tasks[seed]
     trained = {(row["schema"], text) for row in rows["train"] for text in (question(row), row["sql"])}
     for row in rows["heldout_question"]:
@@ -88,10 +85,7 @@ def test_no_heldout_question_is_in_training(tasks, seed):
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_no_heldout_table_is_in_training(tasks, seed):
-    """Tables of heldout_schema are in no training row; their columns are, and so is every family.
-
-    Mutation: scripts/make_sql_task.py: `cut = slice(None, HELDOUT_TABLES) if split` -> `cut = slice(None, 9) if split`
-    """
+    """Tables of heldout_schema are in no training row; their columns are, and so is every family."""
     _, rows = tasks[seed]
     trained, unseen = (set().union(*(tables(row) for row in rows[split])) for split in ("train", "heldout_schema"))
     assert not trained & unseen
@@ -162,7 +156,6 @@ WRONG = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_common_mistakes_are_noticed(tasks, name):
-    """Mutation: scripts/make_sql_task.py: `    return not any(` -> `    return True or not any(`"""
     folder, rows = tasks["23"]
     pattern, other = WRONG[name]
     hit = [row for row in rows["train"] if re.search(pattern, row["sql"])][:40]
@@ -180,7 +173,6 @@ def test_constants_and_empty_answers_are_noticed(tasks):
 
 
 def test_a_result_in_an_order_of_sqlites_choice_is_not_asked_for(script):
-    """Mutation: scripts/make_sql_task.py: `if not same_result(result, again, ordered=ordered):` -> `if False:`"""
     with closing(sqlite3.connect(":memory:")) as connection:
         connection.execute("CREATE TABLE t (a TEXT, n INT, m INT)")
         connection.executemany("INSERT INTO t VALUES (?, ?, ?)", [("x", 1, 1), ("y", 1, 2), ("z", 1, 3)])

@@ -45,10 +45,6 @@ def finished(tmp_path_factory):
 
 
 def test_answers_are_those_of_transformers_and_peft(finished, monkeypatch, capsys):
-    """Mutation: scripts/evaluate_sql.py: `"max_new_tokens": MAX_NEW_TOKENS` -> `"max_new_tokens": 9`
-
-    Mutation: scripts/evaluate_sql.py: `[row["messages"][:-1] for` -> `[row["messages"][:-2] for`
-    """
     output, model = finished
     monkeypatch.setattr("sys.argv", ["reproduce", str(output), "--model", str(model), "--questions", "4"])
     assert script("reproduce_quickstart").main() == 0
