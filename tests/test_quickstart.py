@@ -53,8 +53,10 @@ def test_the_table_has_both_models_on_both_halves(run):
 def test_progress_names_each_step_and_its_time(run):
     _, done = run
     steps = re.findall(r"^=== (\w+)$", done.stderr, re.MULTILINE)
-    assert steps == ["task", "base", "training", "tuned"]
-    assert re.search(r"^\d+ s: task \d+ s, base \d+ s, training \d+ s, tuned \d+ s$", done.stderr, re.MULTILINE)
+    assert steps == ["task", "base", "doctor", "training", "tuned"]
+    assert re.search(
+        r"^\d+ s: task \d+ s, base \d+ s, doctor \d+ s, training \d+ s, tuned \d+ s$", done.stderr, re.MULTILINE
+    )
     assert "base: 9/9 questions answered" in done.stderr and "sft step 2/2" in done.stderr
 
 
