@@ -1,0 +1,312 @@
+"""`--resume`: a run that was interrupted ends as one that was not, bit for bit; what is not the run's is refused."""
+
+import dataclasses
+import json
+import shutil
+import typing
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from safetensors.numpy import load_file
+from sft_runs import Run, run_command, write_rows
+
+from jaxpost.core.config import load_config
+from jaxpost.core.options import options, union_members
+from jaxpost.recipes import sft as recipe
+from jaxpost.recipes.sft_config import SftConfig
+from jaxpost.recipes.sft_fingerprints import OPTIONS
+from jaxpost.recipes.sft_resume import FREE, ROUNDING
+from jaxpost.recipes.sft_setup import prepare
+from jaxpost.train.checkpoint import read_meta, restore, steps_of
+
+TEN = ("--steps", "10", "--batch-size", "2", "--max-length", "64", "--dtype", "float32", "--learning-rate", "1e-2")
+SAVED = ("--save-steps", "5", "--save-total-limit", "9")
+TIMES = ("tokens_per_s", "eval_runtime")
+KNOWN = {option.name: option for option in options(SftConfig)}
+
+
+def interrupted(run: Run, folder, step: int) -> Run:
+    """A copy of a finished run as a kill after `step` and before the next checkpoint would have left it."""
+    out = shutil.copytree(run.out, folder)
+    for later in (s for s in steps_of(out / "checkpoints") if s > step):
+        shutil.rmtree(out / "checkpoints" / str(later))
+    for name in ("train_results.json", "adapter_model.safetensors", "adapter_config.json", "model.safetensors"):
+        (out / name).unlink(missing_ok=True)
+    with (out / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 11, "lo')
+    return dataclasses.replace(run, out=out)
+
+
+def resume(run: Run, *flags: str) -> Run:
+    """Goes on in the folder of `run` with its own options, then `flags`."""
+    return run_command(run.out, ("sft", "--config", str(run.out / "run.yaml"), *flags, "--resume"))
+
+
+def untimed(run: Run):
+    return [{k: v for k, v in record.items() if k not in TIMES} for record in run.records]
+
+
+def last_state(run: Run):
+    """Every array of the run's last checkpoint."""
+    config = load_config(SftConfig, [], run.out / "run.yaml")
+    root = run.out / "checkpoints"
+    state = restore(root / str(steps_of(root)[-1]), prepare(config).state)
+    plain = dataclasses.replace(state, key=jax.random.key_data(state.key))
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(plain)]
+
+
+KINDS = {
+    "adapter": ("--lora.dropout", "0.2", "--neftune-alpha", "5"),
+    "unpacked": ("--packing", "off", "--lora.dropout", "0.2", "--micro-batch-size", "1"),
+    "full": ("--full", "--weight-decay", "0.1", "--schedule", "cosine"),
+    "evaluated": ("--eval-data", "{rows}", "--eval-steps", "2", "--keep", "best"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_R4_ten_steps_are_five_and_five(kind, sft, rows, tmp_path):
+    """Weights, optimizer, key, order of the rows, records and results.
+
+    Mutation: jaxpost/recipes/sft_resume.py: `state=restore(start.folder, release(setup.state))` -> `state=setup.state`
+    Mutation: jaxpost/recipes/sft.py: `            num_tokens=start.counters.num_tokens,` -> `            num_tokens=0,`
+    Mutation: jaxpost/train/metrics.py: `if record["step"] <= step]` -> `]`
+    Mutation: jaxpost/recipes/sft.py: `            counters=start.counters,` -> `            counters=None,`
+    """
+    flags = [flag.format(rows=rows) for flag in KINDS[kind]]
+    whole = sft(*flags, *SAVED, base=TEN)
+    assert whole.status == 0 and [5, 10] == [s for s in steps_of(whole.out / "checkpoints") if s % 5 == 0]
+    again = resume(interrupted(whole, tmp_path / "run", 5))
+    assert again.status == 0, again.stderr
+    assert f"goes on from {tmp_path / 'run' / 'checkpoints' / '5'}" in again.stderr
+    assert again.digest() == whole.digest() and again.digest()
+    assert untimed(again) == untimed(whole)
+    assert last_state(again) == last_state(whole)
+    for name in ("train_results.json", "run.yaml"):
+        assert (again.out / name).read_text().replace(str(again.out), str(whole.out)) == (whole.out / name).read_text()
+
+
+def test_R10_a_damaged_checkpoint_is_named_and_the_one_before_it_gives_the_same(sft, tmp_path):
+    whole = sft("--save-steps", "3", "--save-total-limit", "2", base=TEN)
+    assert steps_of(whole.out / "checkpoints") == [9, 10]
+    broken = interrupted(whole, tmp_path / "run", 10)
+    file = next(path for path in (broken.out / "checkpoints" / "10" / "state").rglob("*") if path.is_file())
+    file.write_bytes(file.read_bytes()[:-1])
+    again = resume(broken)
+    assert again.status == 0 and f"{broken.out / 'checkpoints' / '10'} is not used: " in again.stderr
+    assert file.name in again.stderr and again.digest() == whole.digest() and untimed(again) == untimed(whole)
+
+
+def test_with_no_checkpoint_it_starts_at_0(sft, rows, models, tmp_path):
+    """In a new folder, after a kill before the first checkpoint, and where all are damaged: nothing is there twice.
+
+    Mutation: jaxpost/recipes/sft_resume.py: `kept = start.step if start.meta is not None else -1` -> `kept = start.step`
+    """  # noqa: E501
+    flags = ("--eval-data", str(rows), "--save-steps", "8", "--save-total-limit", "1")
+    whole = sft(*flags, base=TEN)
+    argv = ("sft", "--model", str(models()), "--data", str(rows), *TEN, *flags)
+    fresh = run_command(tmp_path / "fresh", (*argv, "--resume"))
+    before = resume(interrupted(whole, tmp_path / "before", 0))
+    damaged = interrupted(whole, tmp_path / "damaged", 10)
+    (damaged.out / "checkpoints" / "10" / "meta.json").write_text("{}")
+    all_damaged = resume(damaged)
+    for run in (fresh, before, all_damaged):
+        assert run.status == 0, run.stderr
+        assert run.digest() == whole.digest() and untimed(run) == untimed(whole)
+    assert "starts at step 0" in before.stderr
+    assert "10 is not used: " in all_damaged.stderr and "starts at step 0" in all_damaged.stderr
+
+
+def test_of_a_finished_run_it_ends_with_0(sft):
+    """Nothing is loaded, nothing written.
+
+    Mutation: jaxpost/recipes/sft_resume.py: `return Start(finished=True, ` -> `return Start(`
+    """
+    run = sft("--save-steps", "none", base=TEN)
+    before = {path: path.stat().st_mtime_ns for path in run.out.rglob("*")}
+    assert not (run.out / "checkpoints").exists()
+    again = resume(run)
+    assert again.status == 0 and "finished" in again.stderr and again.compiled == {}
+    assert {path: path.stat().st_mtime_ns for path in run.out.rglob("*")} == before
+    assert resume(run, "--steps", "11").status == 2
+
+
+def test_an_output_that_holds_a_run_is_refused_without_resume_and_the_hint_is_there(sft):
+    """Mutation: jaxpost/recipes/sft_resume.py: `if not config.resume and run_yaml.is_file():` -> `if False:`"""
+    run = sft("--save-steps", "none", base=TEN)
+    again = run_command(run.out, ("sft", "--config", str(run.out / "run.yaml")))
+    assert again.status == 2 and "not empty" in again.stderr and "--resume" in again.stderr
+    assert again.stderr.count("\n") == 1
+
+
+def test_a_folder_that_holds_no_run_is_refused(tmp_path, models, rows):
+    """Mutation: jaxpost/recipes/sft_resume.py: `if any(not _HALF_WRITTEN.fullmatch(item.name)` -> `if any(False`"""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("mine")
+    argv = ("sft", "--model", str(models()), "--data", str(rows), *TEN, "--resume")
+    run = run_command(tmp_path / "out", argv)
+    assert run.status == 2 and "run.yaml" in run.stderr and run.stderr.count("\n") == 1
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
+
+
+def another(option) -> str:
+    """A value of the option that is neither its default nor what the run below has."""
+    kinds = union_members(option.annotation)
+    literals = [m for m in kinds if typing.get_origin(m) is typing.Literal]
+    if literals:
+        values = [v for v in typing.get_args(literals[0]) if v not in (option.default, "auto", "float32", "none")]
+        return values[0] if values else ""
+    if bool in kinds:
+        return "true"
+    texts = {"chat_template": "chatml", "lora.targets": "q_proj", "warmup_ratio": "0.5", "lora.dropout": "0.5"}
+    return texts.get(option.name, "7")
+
+
+STAYS = sorted(set(KNOWN) - FREE - ROUNDING - set(OPTIONS))
+# Refused on their own, whether a run goes on or not; `dtype` has a value that is not; the rest has needs of its own.
+IMPOSSIBLE = {"lora.variant", "quantize", "double_quant"}
+NEEDS = {
+    "epochs": ("--steps", "none"),
+    "early_stopping_threshold": ("--early-stopping-patience", "3"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(set(STAYS) - IMPOSSIBLE))
+def test_R8_an_option_that_changes_the_result_must_stay(name, sft, rows, tmp_path):
+    """Every option that is not named as free, one by one: one line that names it, before anything is loaded.
+
+    Mutation: jaxpost/recipes/sft_resume.py: `if name not in ROUNDING:` -> `if False:`
+    """
+    run = sft("--eval-data", str(rows), "--save-steps", "5", base=TEN)
+    again = resume(run, KNOWN[name].flag, another(KNOWN[name]), *NEEDS.get(name, ()))
+    assert again.status == 2 and again.stderr.count("\n") == 1, again.stderr
+    named = {KNOWN[name].flag, *(flag for flag in NEEDS.get(name, ()) if flag.startswith("--"))}
+    assert any(f"`{flag}` must stay " in again.stderr for flag in named), again.stderr
+    assert steps_of(run.out / "checkpoints") == [5, 10]
+
+
+def test_the_lists_of_options_name_options():
+    assert (FREE | ROUNDING | set(OPTIONS)) <= set(KNOWN)
+    assert not FREE & ROUNDING and {"learning_rate", "seed", "batch_size", "lora.rank", "eval_steps"} <= set(STAYS)
+
+
+def test_free_options_may_change(sft, tmp_path):
+    whole = sft("--save-steps", "5", base=TEN)
+    half = interrupted(whole, tmp_path / "run", 5)
+    again = resume(
+        half, "--save-steps", "2", "--save-total-limit", "3", "--report-to", "none", "--max-skipped-steps", "3"
+    )
+    assert again.status == 0 and again.digest() == whole.digest() and untimed(again) == untimed(whole)
+    assert steps_of(again.out / "checkpoints") == [6, 8, 10]
+
+
+def test_R9_other_devices_go_on_in_the_same_order(sft, tmp_path):
+    """One device to a mesh and back: the same rows, records equal to rounding, and that is said.
+
+    Mutation: jaxpost/recipes/sft_resume.py: `ROUNDING = {"micro_batch_size", "mesh", "remat"}` -> `ROUNDING = {"micro_batch_size", "remat"}`
+    """  # noqa: E501
+    one, mesh = sft(*SAVED, base=TEN), sft(*SAVED, "--mesh", "data=2,tensor=4", base=TEN)
+    for run, flag in ((one, "data=2,tensor=4"), (mesh, "none")):
+        again = resume(interrupted(run, tmp_path / flag, 5), "--mesh", flag)
+        assert again.status == 0, again.stderr
+        assert "--mesh " in again.stderr and "equal up to rounding" in again.stderr
+        for name in ("num_tokens", "trained_tokens", "epoch", "learning_rate", "step"):
+            assert again.column(name) == one.column(name)
+        np.testing.assert_allclose(again.column("loss"), one.column("loss"), rtol=2e-4)
+        for name, weight in one.weights.items():
+            np.testing.assert_allclose(again.weights[name], weight, atol=5e-4, err_msg=name)
+    checkpoint = one.out / "checkpoints" / "5"
+    assert read_meta(checkpoint).config["mesh"] is None
+
+
+def test_the_micro_batch_that_a_run_chose_is_kept(sft, tmp_path, monkeypatch):
+    """With more memory than before a larger one would fit, and would not give the same bits.
+
+    Mutation: jaxpost/recipes/sft.py: `compile_steps(setup, _say, start.meta and start.meta.micro_batch_size)` -> `compile_steps(setup, _say)`
+    """  # noqa: E501
+    whole = sft(*SAVED, "--micro-batch-size", "1", "--lora.dropout", "0.3", base=TEN)
+    half = interrupted(whole, tmp_path / "run", 5)
+    text = (half.out / "run.yaml").read_text()
+    assert "micro_batch_size: 1\n" in text
+    (half.out / "run.yaml").write_text(text.replace("micro_batch_size: 1\n", "micro_batch_size: null\n"))
+    again = resume(half)
+    assert again.status == 0 and again.digest() == whole.digest()
+    other = resume(interrupted(whole, tmp_path / "other", 5), "--micro-batch-size", "2")
+    assert other.status == 0 and "--micro-batch-size 2 instead of 1" in other.stderr
+
+
+@pytest.mark.parametrize("name", ["model", "data", "eval_data", "adapter"])
+def test_L21_another_base_or_other_rows_are_refused(name, sft, rows, models, tmp_path):
+    """The content counts: a file of the same rows elsewhere will do, other ones under the same name will not.
+
+    Mutation: jaxpost/recipes/sft_resume.py: `    sft_fingerprints.check(` -> `    print(`
+    Mutation: jaxpost/hub/fingerprint.py: `        digest.update(file.read(size if whole else BLOCK))` -> `        pass`
+    Mutation: jaxpost/recipes/sft_fingerprints.py: `found["eval_data"] = setup.evaluation.fingerprint` -> `pass`
+    Mutation: jaxpost/recipes/sft_fingerprints.py: `found["adapter"] = of_tree(setup.spec)` -> `pass`
+    """
+    adapter = tiny.make_adapter(tmp_path / "adapter", models(), rank=4, alpha=8)
+    whole = sft(*SAVED, "--eval-data", str(rows), "--adapter", str(adapter), base=TEN)
+    half = interrupted(whole, tmp_path / "run", 5)
+    same = {"model": shutil.copytree(models(), tmp_path / "model"), "adapter": shutil.copytree(adapter, tmp_path / "a")}
+    text = rows.read_text().splitlines(keepends=True)
+    same["data"] = same["eval_data"] = write_rows(tmp_path / "same.jsonl", [json.loads(line) for line in text])
+    other = dict(same)
+    other["model"] = models(seed=1)
+    other["data"] = other["eval_data"] = tmp_path / "other.jsonl"
+    other["data"].write_text("".join([text[1], text[0], *text[2:]]))
+    other["adapter"] = tiny.make_adapter(tmp_path / "b", models(), rank=4, alpha=9)
+    refused = resume(half, KNOWN[name].flag, str(other[name]))
+    assert refused.status == 2 and f"`{KNOWN[name].flag}`" in refused.stderr, refused.stderr
+    assert refused.stderr.count("\n") == 1 and not (half.out / "train_results.json").exists()
+    again = resume(half, KNOWN[name].flag, str(same[name]))
+    assert again.status == 0 and again.digest() == whole.digest(), again.stderr
+
+
+def test_L21_a_checkpoint_of_an_adapter_holds_no_base_weight(sft, models):
+    """Factors, two moments and a few numbers.
+
+    Mutation: jaxpost/train/checkpoint.py: `fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}` -> `fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)} | {"base": jax.numpy.zeros(9)}`
+    """  # noqa: E501
+    run = sft(*SAVED, base=TEN)
+    arrays = json.loads((run.out / "checkpoints" / "5" / "manifest.json").read_text())["arrays"]
+    factors = [name for name in arrays if name.startswith("trainable/")]
+    assert factors and all(name.endswith(("lora_A", "lora_B")) for name in factors)
+    moments = [f"opt_state/0/{m}/{name.removeprefix('trainable/')}" for name in factors for m in ("mu", "nu")]
+    rest = set(arrays) - set(factors) - set(moments)
+    assert set(moments) < set(arrays)
+    assert all(arrays[name] in ("int32[]", "uint32[2]") for name in rest), rest
+    base = sum(tensor.nbytes for tensor in load_file(models() / "model.safetensors").values())
+    trained = sum(weight.nbytes for weight in run.weights.values())
+    files = [file.stat().st_size for file in (run.out / "checkpoints" / "5").rglob("*") if file.is_file()]
+    assert sum(files) < 3 * trained + 2**15 and base > 2**15
+
+
+def test_a_run_from_python_without_a_main_thread_saves_as_well(tmp_path, models, rows, monkeypatch):
+    """Where no signal can be caught the run goes its way; and one in a thread is no error."""
+    import threading
+
+    argv = ["--model", str(models()), "--data", str(rows), *TEN, "--output", str(tmp_path / "out"), "--save-steps", "4"]
+    thread = threading.Thread(target=lambda: recipe.run(load_config(SftConfig, argv)))
+    thread.start()
+    thread.join()
+    assert (tmp_path / "out" / "train_results.json").exists() and steps_of(tmp_path / "out" / "checkpoints") == [8, 10]
+
+
+def test_leftovers_of_a_kill_are_removed_and_nothing_else(sft, tmp_path):
+    """Mutation: jaxpost/recipes/sft_resume.py: `        if _HALF_WRITTEN.fullmatch(item.name):` -> `        if False:`
+    Mutation: jaxpost/recipes/sft_resume.py: `    discard_after(checkpoints(config), start.step)` -> `    pass`
+    """
+    whole = sft(*SAVED, base=TEN)
+    half = interrupted(whole, tmp_path / "run", 5)
+    made = [half.out / ".run.yaml.ab_d3f9h", half.out / ".train_results.json.00000000"]
+    for file in made:
+        file.write_text("half")
+    folders = [half.out / "checkpoints" / ".7.xyz", tmp_path / ".run.abcdefgh"]
+    for folder in folders:
+        (folder / "inside").mkdir(parents=True)
+    mine = [half.out / ".gitignore", tmp_path / ".runs", half.out / "notes.txt"]
+    for file in mine:
+        file.write_text("mine")
+    assert resume(half).status == 0
+    assert not any(path.exists() for path in [*made, *folders]) and all(path.exists() for path in mine)
