@@ -16,6 +16,13 @@ from jaxpost.train.metrics import read_metrics, record
 from jaxpost.train.state import TrainState
 
 COMPARED = ("loss", "grad_norm")
+NO_EVALUATION: Mapping[str, Any] = {  # it changes no step
+    "eval_data": (),
+    "eval_steps": None,
+    "early_stopping_patience": None,
+    "early_stopping_threshold": 0.0,
+    "keep": "last",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,14 +69,15 @@ def replay(
     newest = newest_whole(root, lambda _: None)
     if newest is not None and config.micro_batch_size is None:  # the run chose it, and told its checkpoints
         config = dataclasses.replace(config, micro_batch_size=read_meta(newest).micro_batch_size)
-    setup = prepare(config)
+    setup = prepare(dataclasses.replace(config, **NO_EVALUATION))
     if step > setup.steps:
         raise InputError(f"`--step` must be at most {setup.steps}, the steps of {config.output}; got {step}.")
     folder = newest_whole(root, say, at_most=step - 1)
     if folder is not None:
-        check(fingerprints(setup), read_meta(folder).fingerprints, folder)
+        saved = {kind: digest for kind, digest in read_meta(folder).fingerprints.items() if kind != "eval_data"}
+        check(fingerprints(setup), saved, folder)
         setup = dataclasses.replace(setup, state=restore(folder, shapes_of(setup.state)))
-    setup, compiled = compile_steps(dataclasses.replace(setup, evaluation=None), lambda _: None)
+    setup, compiled = compile_steps(setup, lambda _: None)
     state, first = setup.state, 0 if folder is None else int(folder.name)
     say(f"runs steps {first + 1} to {step} again")
     device: Mapping[str, Any] = {}

@@ -27,10 +27,25 @@ def test_events_hold_every_step_under_the_fields_tags(sft):
     """Mutation: jaxpost/recipes/sft.py: `            reporters.write(record)` -> `            pass`"""
     pytest.importorskip("tensorboardX")
     run = sft()
-    seen = {tag: [number for _, t, number in scalars(run.out / "runs") if t == tag] for tag in ("train/loss",)}
-    assert seen["train/loss"] == run.column("loss")
+    assert [number for _, tag, number in scalars(run.out / "runs") if tag == "train/loss"] == run.column("loss")
     tags = {tag for _, tag, _ in scalars(run.out / "runs")}
     assert {"train/grad_norm", "train/learning_rate", "train/num_tokens", "train/epoch"} <= tags
+
+
+def test_S7_evaluation_has_no_noise(rows, sft):
+    """At a learning rate of 0 noise changes the training's loss and not the evaluation's.
+
+    Mutation: jaxpost/objectives/sft.py: `if neftune_alpha and key is not None:` -> `if False:`
+    """
+    flags = ("--eval-data", str(rows), "--eval-steps", "2", "--learning-rate", "0")
+    quiet, noisy = sft(*flags), sft(*flags, "--neftune-alpha", "15")
+    losses, evals = (
+        [[record[name] for record in run.records if name in record] for run in (quiet, noisy)]
+        for name in ("loss", "eval_loss")
+    )
+    assert losses[0] != losses[1] and evals[0] == evals[1] != []
+    events = [number for _, tag, number in scalars(noisy.out / "runs") if tag == "eval/loss"]
+    assert events == pytest.approx(evals[1])
 
 
 def test_the_loss_curve_is_a_picture(sft):

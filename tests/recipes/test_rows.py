@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import random
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -134,6 +135,39 @@ def test_a_step_is_run_again_bit_for_bit_and_nothing_is_written(flags, steps, sf
         assert found["figures"] == found["recorded"] == want and found["checkpoint"] is None
         assert stdout.startswith(f"step {step}, from the start: ")
     assert digest(run.out.parent) == before
+
+
+def test_a_step_is_run_again_from_the_nearest_checkpoint(rows, sft, tmp_path):
+    """Those after the step are of no use, damaged ones are passed over; evaluations are left out.
+
+    Mutation: jaxpost/recipes/sft_replay.py: `at_most=step - 1)` -> `at_most=0)`
+    Mutation: jaxpost/recipes/sft_replay.py: `setup = prepare(dataclasses.replace(config, **NO_EVALUATION))` -> `setup = prepare(config)`
+    """  # noqa: E501
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text(rows.read_text())
+    flags = ("--eval-data", str(held_out), "--eval-steps", "2", "--keep", "best", "--lora.dropout", "0.2")
+    run = sft(*flags, "--save-steps", "1", "--save-total-limit", "9", "--neftune-alpha", "5")
+    held_out.unlink()
+    assert run.status == 0, run.stderr
+    for step, checkpoint in ((1, None), (2, 1), (4, 3)):
+        found, _ = answer(run, step, tmp_path / "rows.json")
+        assert (found["checkpoint"], found["equal"]) == (checkpoint, True)
+    copy = shutil.copytree(run.out, tmp_path / "copy")
+    for file in (copy / "checkpoints" / "3").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    status, stdout, stderr = command("--run", copy, "--step", "4")
+    assert status == 0 and "from checkpoint 2" in stdout and "bit for bit" in stdout and "is not used" in stderr
+
+
+def test_rows_that_are_others_by_now_are_refused(rows, sft, tmp_path):
+    """Mutation: jaxpost/recipes/sft_replay.py: `        check(fingerprints(setup), saved, folder)` -> `        pass`"""
+    data = tmp_path / "rows.jsonl"
+    data.write_text(rows.read_text())
+    run = sft("--data", str(data), "--save-steps", "2")
+    data.write_text(rows.read_text().replace("word", "work"))
+    status, stdout, stderr = command("--run", run.out, "--step", "3")
+    assert status == 2 and stdout == "" and "`--data` must hold what the run was started on" in stderr
 
 
 def test_top_cuts_the_table_and_not_the_file(sft, tmp_path):
