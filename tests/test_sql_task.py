@@ -175,10 +175,10 @@ def test_constants_and_empty_answers_are_noticed(tasks):
 def test_a_result_in_an_order_of_sqlites_choice_is_not_asked_for(script):
     with closing(sqlite3.connect(":memory:")) as connection:
         connection.execute("CREATE TABLE t (a TEXT, n INT, m INT)")
-        connection.executemany("INSERT INTO t VALUES (?, ?, ?)", [("x", 1, 1), ("y", 1, 2), ("z", 1, 3)])
+        connection.executemany("INSERT INTO t VALUES (?, ?, ?)", [("y", 1, 1), ("x", 2, 2), ("z", 1, 3)])
         assert not script.is_fair([connection], "SELECT a FROM t ORDER BY n DESC LIMIT 2")
         assert script.is_fair([connection], "SELECT a FROM t ORDER BY m DESC LIMIT 2")
-        assert not script.is_fair([connection], "SELECT a FROM t WHERE n > 1")
+        assert not script.is_fair([connection], "SELECT a FROM t WHERE n > 2")
 
 
 def test_rows_are_what_sft_reads(tasks):

@@ -209,7 +209,7 @@ def test_a_query_does_not_outlive_a_killed_trainer(people):
     """
     code = f"""
     from jaxpost.rewards import Limits, sql
-    sql({HOSTILE["endless recursion"]!r}, {str(people)!r}, {GOLD!r}, limits=Limits(seconds=300, wall_seconds=300))
+    sql({f"{NUMBERS} SELECT count(*) FROM r"!r}, {str(people)!r}, {GOLD!r}, limits=Limits(seconds=300, wall_seconds=300))
     """
     trainer = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)])
     try:
