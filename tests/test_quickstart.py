@@ -53,11 +53,12 @@ def test_the_table_has_both_models_on_both_halves(run):
 def test_progress_names_each_step_and_its_time(run):
     _, done = run
     steps = re.findall(r"^=== (\w+)$", done.stderr, re.MULTILINE)
-    assert steps == ["task", "base", "doctor", "training", "tuned"]
+    assert steps == ["task", "doctor", "base", "training", "tuned"]
     assert re.search(
-        r"^\d+ s: task \d+ s, base \d+ s, doctor \d+ s, training \d+ s, tuned \d+ s$", done.stderr, re.MULTILINE
+        r"^\d+ s: task \d+ s, doctor \d+ s, base \d+ s, training \d+ s, tuned \d+ s$", done.stderr, re.MULTILINE
     )
     assert "base: 9/9 questions answered" in done.stderr and "sft step 2/2" in done.stderr
+    assert "Rows as the model sees them" in done.stderr and "0 errors" in done.stderr
 
 
 def test_both_models_get_the_same_questions_and_everything_is_kept(run):

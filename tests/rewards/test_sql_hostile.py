@@ -209,7 +209,8 @@ def test_a_query_does_not_outlive_a_killed_trainer(people):
     """
     code = f"""
     from jaxpost.rewards import Limits, sql
-    sql({f"{NUMBERS} SELECT count(*) FROM r"!r}, {str(people)!r}, {GOLD!r}, limits=Limits(seconds=300, wall_seconds=300))
+    limits = Limits(seconds=300.0, wall_seconds=300.0)
+    sql({f"{NUMBERS} SELECT count(*) FROM r"!r}, {str(people)!r}, {GOLD!r}, limits=limits)
     """
     trainer = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)])
     try:
