@@ -32,7 +32,7 @@ def ladder(count: int, bucket: int = BUCKET) -> int:
     """The size of cache for `count` slots: bucket by bucket up to `FINE` of them, then a quarter more each time.
 
     >>> [ladder(n) for n in (1, 64, 65, 500, 513, 2000)]
-    [64, 64, 128, 512, 640, 2304]
+    [64, 64, 128, 512, 640, 2112]
     """
     size = bucket
     while size < count:
