@@ -101,7 +101,8 @@ def _check_bos(context: Context, observed: Observed, row: Row, tokens: Tokenised
     if bos is None or not len(ids):
         return
     # A template may begin every turn with the BOS (SmolLM2): of a conversation only a doubled start is wrong.
-    later = ids[1:2] if isinstance(row, ChatRow) else ids[1:]
+    # Where it ends texts as well (GPT-2), a plain row has a second one by right.
+    later = ids[1:2] if isinstance(row, ChatRow) or bos in context.ends else ids[1:]
     observed.look("bos.double", row.where, bool(ids[0] == bos and (later == bos).any()))
     if isinstance(row, ChatRow) and context.plain.added[0]:
         observed.look("bos.missing", row.where, bool(ids[0] != bos))
@@ -127,7 +128,9 @@ def _check_mask(context: Context, observed: Observed, row: Row, tokens: Tokenise
     text = _normal(context.tokenizer.decode(tokens.ids[tokens.trained]))
     answers, questions = _said(row)
     asked = [q for q in map(_normal, questions) if len(q) >= LEAST_CHARACTERS and not any(q in a for a in answers)]
-    whole = bool(prompt.strip()) and bool(tokens.trained[1:].all())
+    # The first token is never trained: a prompt of one token is no prompt that is trained.
+    asked_whole = _normal(prompt) not in _normal(context.tokenizer.decode(tokens.ids[~tokens.trained]))
+    whole = bool(prompt.strip()) and bool(tokens.trained[1:].all()) and asked_whole
     observed.look("mask.prompt", row.where, whole or any(q in text for q in asked))
     missing = [answer for answer in answers if answer not in text]
     observed.look("mask.answer", row.where, bool(missing), f"as {missing[0][:40]!r}" if missing else "")
