@@ -51,6 +51,10 @@ ADDS_BOS = {
     "special_tokens": {BOS: {"id": BOS, "ids": [tiny.EOT], "tokens": [BOS]}},
 }
 WITH_BOS = {"tokenizer": {"bos_token": BOS}, "processor": ADDS_BOS}
+BOTH_ENDS = {  # as GPT-2 has it
+    "tokenizer": {"bos_token": tiny.SPECIALS[tiny.END]},
+    "processor": json.loads(json.dumps(ADDS_BOS).replace(BOS, tiny.SPECIALS[tiny.END]).replace("[3]", f"[{tiny.END}]")),
+}
 OPEN = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + ':' }}"
 CLOSE = "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant:' }}{% endif %}"
 
@@ -110,6 +114,15 @@ CASES = {
         [],
         ["bos.double!", "bos.template"],
     ),
+    "one token for both ends": (
+        {
+            "model": {"template": tagged(ANSWER, "{{ bos_token }}"), **BOTH_ENDS},
+            "rows": [{"text": sentence(random.Random(9))}],
+        },
+        [],
+        ["bos.template"],
+    ),
+    "prompts of one token": ({"rows": [{"prompt": n[0], "completion": n * 3} for n in WORDS[:9]]}, [], []),
     "no BOS": ({"model": {"template": tagged(ANSWER), **WITH_BOS}}, [], ["bos.missing"]),
     "BOS by both": ({"model": {"template": tagged(ANSWER, "{{ bos_token }}"), **WITH_BOS}}, [], ["bos.template"]),
     "no end of turn": ({"model": {"template": tagged("{{ m['content'] }}")}}, [], ["end.untrained!"]),
@@ -211,6 +224,8 @@ def test_D17_what_is_wrong_is_found_and_nothing_else(doctor, name):
     Mutation: jaxpost/data/checks/findings.py: `worse = entry.error_from is not None and share >= entry.error_from` -> `worse = False`
     Mutation: jaxpost/data/checks/rows.py: `for check in (_check_bos, _check_end, _check_mask, _check_prompt, _check_ids):` -> `for check in (_check_bos, _check_mask, _check_prompt, _check_ids):`
     Mutation: jaxpost/data/checks/rows.py: `observed.look("mask.prompt", row.where, whole or any(q in text for q in asked))` -> `pass`
+    Mutation: jaxpost/data/checks/rows.py: `or bos in context.ends else ids[1:]` -> `else ids[1:]`
+    Mutation: jaxpost/data/checks/rows.py: `bool(tokens.trained[1:].all()) and asked_whole` -> `bool(tokens.trained[1:].all())`
     Mutation: jaxpost/data/checks/rows.py: `fits = start == len(prompt) and tokens.ids[:start].tolist() == prompt` -> `fits = True`
     Mutation: jaxpost/recipes/doctor_options.py: `if room >= told:` -> `if True:`
     Mutation: jaxpost/recipes/doctor.py: `return inspect(context, rows, overlong=config.overlong, skip_bad=config.skip_bad_rows)` -> `return inspect(context, rows, overlong=config.overlong)`
