@@ -150,8 +150,6 @@ def test_hostile_completions_change_nothing_and_are_worth_nothing(people, name):
     """Mutation: jaxpost/rewards/sql_worker.py: `connection.set_authorizer(authorizer(tables, read))` -> ``
 
     Mutation: jaxpost/rewards/sql_worker.py: `if second.lower() in FUNCTIONS` -> `if second`
-    Mutation: jaxpost/rewards/sql_worker.py: `if action != sqlite3.SQLITE_READ:` -> `if action == 0:`
-    Mutation: jaxpost/rewards/sql_worker.py: `SQLITE_OK if own else` -> `SQLITE_OK if 1 else`
     Mutation: jaxpost/rewards/sql_text.py: `if end >= 0 and bare[end:].strip("; \\t\\r\\n"):` -> `if end < -1:`
     """
     before, started = surroundings(people), time.monotonic()
@@ -159,6 +157,32 @@ def test_hostile_completions_change_nothing_and_are_worth_nothing(people, name):
     assert sql(f"```sql\n{HOSTILE[name]}\n```", people, GOLD, limits=SHORT) == 0.0
     assert surroundings(people) == before
     assert time.monotonic() - started < 30  # processor time is what is limited; this machine may be busy
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT name FROM sqlite_master",
+        "SELECT sql FROM people, sqlite_schema",
+        "SELECT count(*) FROM people, sqlite_master",
+        "SELECT name FROM pragma_table_info('people')",
+        "SELECT value FROM json_each('[1]')",
+        "PRAGMA user_version",
+        "PRAGMA query_only",
+        "BEGIN",
+        "ATTACH ':memory:' AS x",
+        "DELETE FROM people RETURNING 3",
+    ],
+)
+def test_the_authorizer_alone_refuses(people, query):
+    """Without the look at the first word, and where the answer would not be compared with anything.
+
+    Mutation: jaxpost/rewards/sql_worker.py: `if action != sqlite3.SQLITE_READ:` -> `if action == 0:`
+    Mutation: jaxpost/rewards/sql_worker.py: `SQLITE_OK if own else` -> `SQLITE_OK if 1 else`
+    """
+    with sql_process.SqlProcess(SHORT) as process:
+        assert process.run(people, query) is None
+        assert process.run(people, "WITH p AS (SELECT * FROM people) SELECT count(*) FROM p").rows == [(3,)]
 
 
 def test_answers_among_hostile_ones_keep_their_worth(people):
