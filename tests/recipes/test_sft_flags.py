@@ -7,12 +7,16 @@ from typing import Literal
 import numpy as np
 import pytest
 import tiny
+from sft_runs import SMALL, write_rows
 
 from jaxpost.core.options import options, union_members
 from jaxpost.recipes.sft_config import SftConfig
 
 KNOWN = {option.name: option for option in options(SftConfig)}
 FULL = ("--full", "--steps", "4", "--batch-size", "2", "--max-length", "64", "--dtype", "float32")
+EVALUATED = ("--eval-data", "{rows}", "--eval-steps", "1", *SMALL)
+# What it is evaluated on is far from what it trains on: the first step is the best.
+OVERSHOOT = ("--eval-data", "{contrary}", "--eval-steps", "1", "--learning-rate", "3e-2", *SMALL)
 EPOCH = ("--epochs", "1", "--batch-size", "2", "--max-length", "64", "--dtype", "float32")
 
 
@@ -64,6 +68,20 @@ def files(run):
     return sorted(path.name for path in run.out.iterdir() if path.is_file())
 
 
+def checkpoints(run):
+    return sorted(path.name for path in run.out.glob("checkpoints/*"))
+
+
+def evaluations(run):
+    return [record["step"] for record in run.records if "eval_loss" in record]
+
+
+def ends(run):
+    """Step of the last record, and the one whose weights were written."""
+    results = json.loads((run.out / "train_results.json").read_text())
+    return results["step"], results["written_step"]
+
+
 def trained(run):
     return run.column("trained_tokens")
 
@@ -102,6 +120,15 @@ ALIVE = [
     ("neftune_alpha", "5", losses),
     ("neftune_alpha", "5", tensors),
     ("report_to", "none", logs),
+    ("save_steps", "2", checkpoints),
+    ("save_steps", "none", checkpoints),
+    ("save_total_limit", "1", checkpoints, ("--save-steps", "1", *SMALL)),
+    ("eval_data", "{rows}", evaluations),
+    ("eval_steps", "3", evaluations, EVALUATED),
+    ("early_stopping_patience", "1", ends, OVERSHOOT),
+    ("early_stopping_threshold", "9", ends, ("--early-stopping-patience", "1", *EVALUATED)),
+    ("keep", "best", ends, OVERSHOOT),
+    ("keep", "best", tensors, OVERSHOOT),
     ("dtype", "bfloat16", losses),
     ("dtype", "bfloat16", arguments),
     *(("remat", value, temporaries) for value in ("none", "full", "attention", "qkv")),
@@ -118,9 +145,11 @@ REFUSED = [
     ("lora.variant", "dora"),
     ("report_to", "none,tensorboard"),
     ("report_to", "tensorbord"),
+    ("keep", "best"),
+    ("eval_steps", "2"),
 ]
-# These have tests of their own, in test_sft_output.py, test_sft_refusals.py and test_sft_data.py.
-ELSEWHERE = {"output", "max_skipped_steps", "skip_bad_rows"}
+# These have tests of their own, in test_sft_output.py, test_sft_refusals.py, test_sft_data.py and test_resume.py.
+ELSEWHERE = {"output", "max_skipped_steps", "skip_bad_rows", "resume"}
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +159,11 @@ def places(models, rows, tmp_path_factory):
     other_rows = folder / "rows.jsonl"
     other_rows.write_text("".join(rows.read_text().splitlines(keepends=True)[2:]))
     adapter = tiny.make_adapter(folder / "adapter", models(), rank=16, alpha=32, targets=("q_proj",))
-    return {"other_model": models(seed=1), "other_rows": other_rows, "adapter": adapter}
+    contrary = write_rows(
+        folder / "contrary.jsonl", [{"prompt": f"q{i} ", "completion": "}{|~^" * 3} for i in range(3)]
+    )
+    found = {"other_model": models(seed=1), "other_rows": other_rows, "adapter": adapter}
+    return {**found, "rows": rows, "contrary": contrary}
 
 
 @pytest.mark.parametrize(("name", "value", "observe", "base"), [(*each, ())[:4] for each in ALIVE])
@@ -142,7 +175,7 @@ def test_R8_an_option_changes_what_it_should(name, value, observe, base, sft, pl
     Mutation: jaxpost/recipes/sft_setup.py: `        remat=config.remat,` -> `        remat="mlp",`
     Mutation: jaxpost/recipes/sft_setup.py: `seed=config.seed,` -> `seed=0,`
     """
-    common = {"base": base} if base else {}
+    common = {"base": tuple(part.format(**places) for part in base)} if base else {}
     flags = (KNOWN[name].flag, *filter(None, [value.format(**places)]))
     before, after = sft(**common), sft(*flags, **common)
     assert (before.status, after.status) == (0, 0), after.stderr

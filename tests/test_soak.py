@@ -1,0 +1,53 @@
+"""Three kills of `scripts/soak`, and Ctrl-C and SIGTERM, in processes of their own."""
+
+import importlib.machinery
+import importlib.util
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "soak"
+
+
+def script():
+    loader = importlib.machinery.SourceFileLoader("soak_script", str(SCRIPT))
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader("soak_script", loader))
+    loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+def test_R10_three_kills_change_nothing():
+    """Mutation: jaxpost/core/files.py: `    os.replace(source, target)` -> `    shutil.copytree(source, target, dirs_exist_ok=True) if source.is_dir() else os.replace(source, target)`"""  # noqa: E501
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "--kills", "3", "--seed", "3", "--steps", "12"], capture_output=True, text=True
+    )
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert result["kills"] == 3 and result["identical"] == result["finished"] >= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_R10_a_signal_saves_and_the_run_goes_on(number, tmp_path):
+    """Status 143 or 130, one line that says how to go on; the command in it ends as the undisturbed run.
+
+    Mutation: jaxpost/recipes/sft.py: `status=128 + stop.signal,` -> `status=1,`
+    Mutation: jaxpost/recipes/sft.py: `stop=lambda: bool(stop),` -> `stop=lambda: False,`
+    """
+    soak = script()
+    command = soak.make_command(tmp_path, 40)
+    soak.reference(command, tmp_path / "whole")
+    out = tmp_path / "run"
+    status, said = soak.run(command, out, soak.Moment(number, 0.5, from_start=False))
+    assert status == 128 + number, said
+    assert f"--config {out / 'run.yaml'} --resume" in said.splitlines()[-1] and number.name in said.splitlines()[-1]
+    step = max(int(path.name) for path in out.glob("checkpoints/*"))
+    assert f"after step {step} of 40" in said and 0 < step < 40
+    status, said = soak.run(command, out, None)
+    assert status == 0 and f"goes on from {out / 'checkpoints' / str(step)}" in said
+    assert soak.outcome(out) == soak.outcome(tmp_path / "whole")
