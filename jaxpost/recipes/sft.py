@@ -122,7 +122,7 @@ def _train(
             reporters.sync()
             step = int(state.step)
             save_checkpoint(root, state, meta_of(step, counters, options, found, micro))
-            prune(root, limit=config.save_total_limit, spare=counters.best_step if best else None)
+            prune(root, limit=config.save_total_limit, with_best=best)
 
         every = Every(
             evaluate=setup.evaluation and (config.eval_steps or setup.plan.steps_per_epoch),

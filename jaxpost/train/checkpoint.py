@@ -169,11 +169,26 @@ def _damage_of_best(folder: Path) -> str | None:
     return wrong and f"its best step's checkpoint, {best}, is damaged: {wrong}"
 
 
-def prune(root: Path, *, limit: int, spare: int | None = None) -> None:
-    """Removes all but the newest `limit` checkpoints and the one of step `spare`."""
-    for step in steps_of(root)[:-limit]:
-        if step != spare:
+def prune(root: Path, *, limit: int, with_best: bool = False) -> None:
+    """Removes all but the newest `limit` checkpoints and, `with_best`, those of the best steps that they name.
+
+    The best of each is kept, not of the newest alone: if that is damaged, the run goes on from the one before it.
+    """
+    steps = steps_of(root)
+    kept = set(steps[-limit:])
+    if with_best:
+        kept |= {_best_of(root / str(step)) for step in kept}
+    for step in steps:
+        if step not in kept:
             _remove(root / str(step))
+
+
+def _best_of(folder: Path) -> int | None:
+    """The best step that a checkpoint names; None where it cannot be read any more, which is no matter of now."""
+    try:
+        return read_meta(folder).counters.best_step
+    except (InputError, LookupError, TypeError, AttributeError):
+        return None
 
 
 def discard_after(root: Path, step: int) -> None:

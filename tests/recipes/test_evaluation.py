@@ -154,7 +154,7 @@ def contrary(tmp_path_factory):
 def test_keep_best_writes_the_step_with_the_lowest_loss(sft, models, contrary):
     """The folder holds its weights, the results and the card name it, its checkpoint outlives the limit.
 
-    Mutation: jaxpost/recipes/sft.py: `spare=counters.best_step if best else None)` -> `spare=None)`
+    Mutation: jaxpost/recipes/sft.py: `with_best=best)` -> `with_best=False)`
     Mutation: jaxpost/recipes/sft.py: `kept = state if written == step else restore(` -> `kept = state if True else restore(`
     Mutation: jaxpost/recipes/sft.py: `            save_best=best,` -> `            save_best=False,`
     """  # noqa: E501

@@ -197,16 +197,22 @@ def test_a_step_that_is_saved_again_is_replaced(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("limit", "spare", "left"), [(1, None, [4]), (2, None, [3, 4]), (2, 1, [1, 3, 4]), (9, 2, [1, 2, 3, 4])]
+    ("limit", "with_best", "left"),
+    [(1, False, [4]), (2, False, [3, 4]), (1, True, [4]), (2, True, [1, 3, 4]), (3, True, [1, 2, 3, 4])],
 )
-def test_only_the_newest_are_kept_and_the_best(tmp_path, limit, spare, left):
-    """Mutation: jaxpost/train/checkpoint.py: `if step != spare:` -> `if True:`
-    Mutation: jaxpost/train/checkpoint.py: `steps_of(root)[:-limit]` -> `steps_of(root)[limit:]`
-    """
-    for step in (1, 2, 3, 4):
-        (tmp_path / str(step)).mkdir()
-    prune(tmp_path, limit=limit, spare=spare)
+def test_only_the_newest_are_kept_and_their_best(tmp_path, limit, with_best, left):
+    """Mutation: jaxpost/train/checkpoint.py: `set(steps[-limit:])` -> `set(steps[:limit])`
+    Mutation: jaxpost/train/checkpoint.py: `kept |= {_best_of(root / str(step)) for step in kept}` -> `kept |= {_best_of(root / str(steps[-1]))}`
+    """  # noqa: E501
+    for step, best in ((1, 1), (2, 1), (3, 1), (4, 4)):
+        save(tmp_path, step, counters=Counters(best_step=best, best_loss=1 / best))
+    prune(tmp_path, limit=limit, with_best=with_best)
     assert steps_of(tmp_path) == left and len(list(tmp_path.iterdir())) == len(left)
+    if limit > 1:
+        (tmp_path / "4" / "meta.json").write_text("{}")  # the one before goes on, with its own best
+        assert newest_whole(tmp_path, lambda line: None, with_best=with_best) == tmp_path / "3"
+        prune(tmp_path, limit=limit, with_best=with_best)
+        assert steps_of(tmp_path) == left
 
 
 def test_later_steps_are_discarded(tmp_path):
