@@ -23,7 +23,7 @@ from jaxpost.stages import slots
 
 
 class LayerCache(NamedTuple):
-    """Rotated keys [B, K, D, S] and values [B, K, S, D] of one layer, in the order that decoding's dots read them."""
+    """Rotated keys [B * K, D, S] and values [B * K, S, D] of one layer, in the order that decoding's dots read them."""
 
     k: Any
     v: Any
@@ -107,7 +107,7 @@ def decode(
     def attend(layer: LayerCache, kind: LayerKind, q: Array, k: Array, v: Array) -> Array:
         layer = _write(layer, k, v, slot)
         written.append(layer)
-        seen = visible(layer.v.shape[2], slot, starts, kind.window)
+        seen = visible(layer.v.shape[1], slot, starts, kind.window)
         return attend_cached(q, layer.k, layer.v, seen, scale=config.attention_scale, softcap=kind.softcap)
 
     h = embed_tokens(config, params, tokens[:, None], dtype)
@@ -134,10 +134,8 @@ def grow(config: ModelConfig, cache: Cache, size: int, bucket: int) -> Cache:
     """
 
     def one(kind: LayerKind, layer: LayerCache) -> LayerCache:
-        more = slots_kept(kind, size, bucket) - layer.v.shape[2]
-        widths = [(0, 0)] * 4
-        k = jnp.pad(layer.k, [*widths[:3], (0, more)])
-        return LayerCache(k, jnp.pad(layer.v, [*widths[:2], (0, more), (0, 0)]))
+        none, more = (0, 0), (0, slots_kept(kind, size, bucket) - layer.v.shape[1])
+        return LayerCache(jnp.pad(layer.k, [none, none, more]), jnp.pad(layer.v, [none, more, none]))
 
     return tuple(one(kind, layer) for kind, layer in zip(layer_kinds(config), cache, strict=True))
 
@@ -156,13 +154,28 @@ def _keep(k: Float[Array, " B T K D"], v: Float[Array, " B T K D"], size: int) -
     length = k.shape[1]
     # Slot s lies at place s % size, so the cut-out slots turn by the first one's place.
     k, v = (jnp.roll(x[:, length - size :], length % size, axis=1) for x in (k, v))
-    return LayerCache(k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3))
+    return _laid(k, v)
+
+
+def _laid(k: Float[Array, " B T K D"], v: Float[Array, " B T K D"]) -> LayerCache:
+    """Keys and values of T tokens as a cache has them."""
+    k, v = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
+    return LayerCache(k.reshape(-1, *k.shape[2:]), v.reshape(-1, *v.shape[2:]))
 
 
 def _write(cache: LayerCache, k: Float[Array, " B 1 K D"], v: Float[Array, " B 1 K D"], slot: Array) -> LayerCache:
-    place = slot % cache.v.shape[2]
+    new, place = _laid(k, v), slot % cache.v.shape[1]
     zero = jnp.zeros_like(place)
     return LayerCache(
-        jax.lax.dynamic_update_slice(cache.k, k.transpose(0, 2, 3, 1), (zero, zero, zero, place)),
-        jax.lax.dynamic_update_slice(cache.v, v.transpose(0, 2, 1, 3), (zero, zero, place, zero)),
+        jax.lax.dynamic_update_slice(cache.k, new.k, (zero, zero, place)),
+        jax.lax.dynamic_update_slice(cache.v, new.v, (zero, place, zero)),
     )
+
+
+def take_rows(cache: Cache, rows: Int[Array, " C"], count: int) -> Cache:
+    """Row `rows[c]` of a cache of `count` rows, for each c."""
+
+    def one(x: Array) -> Array:
+        return x.reshape(count, -1, *x.shape[1:])[rows].reshape(-1, *x.shape[1:])
+
+    return jax.tree.map(one, cache)

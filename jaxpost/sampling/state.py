@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxpost.models.cache import Cache, LayerCache, decode, grow, prefill
+from jaxpost.models.cache import Cache, decode, grow, prefill, take_rows
 from jaxpost.models.config import ModelConfig
 from jaxpost.models.decoder import Params, logits_of
 from jaxpost.sampling.draw import draw, step_keys
@@ -90,7 +90,7 @@ def begin_rows(
 
     `length` is the prompts' T, where the new tokens begin; rows that are not `active` get none.
     """
-    rows = tuple(LayerCache(layer.k[prompts], layer.v[prompts]) for layer in cache)
+    rows = take_rows(cache, prompts, logits.shape[0])
     empty = jnp.zeros((prompts.shape[0], size), jnp.int32)
     state = State(
         cache=grow(shape.config, rows, size, shape.bucket),

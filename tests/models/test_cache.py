@@ -77,9 +77,9 @@ def test_a_window_keeps_a_ring_of_its_slots_only():
     """Mutation: jaxpost/models/cache.py: `min(size, -(-kind.window // bucket) * bucket)` -> `size`"""
     config = CONFIGS["gemma"]
     _, cache = cached_logits(config, decoders.params(config), [np.arange(40) % config.vocab_size], 30)
-    sizes = [layer.v.shape[2] for layer in cache]
+    sizes = [layer.v.shape[1] for layer in cache]
     assert sizes == [8 if kind.window else 40 for kind in layer_kinds(config)]
-    assert [layer.k.shape[3] for layer in cache] == sizes
+    assert [layer.k.shape[2] for layer in cache] == sizes
 
 
 def test_blocks_are_in_layer_order_and_whole():
@@ -99,6 +99,6 @@ def test_growing_keeps_every_slot():
     _, cache = cached_logits(config, decoders.params(config), [np.arange(12) % config.vocab_size], 4)
     grown = grow(config, cache, 24, BUCKET)
     for kind, before, after in zip(layer_kinds(config), cache, grown, strict=True):
-        assert after.v.shape[2] == slots_kept(kind, 24, BUCKET)
-        assert_same_bits(after.v[:, :, : before.v.shape[2]], before.v)
-        assert_same_bits(after.k[..., : before.k.shape[3]], before.k)
+        assert after.v.shape[1] == slots_kept(kind, 24, BUCKET)
+        assert_same_bits(after.v[:, : before.v.shape[1]], before.v)
+        assert_same_bits(after.k[..., : before.k.shape[2]], before.k)

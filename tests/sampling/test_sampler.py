@@ -9,6 +9,7 @@ from numerics import assert_near
 from tolerances import FLOAT32_CPU
 
 from jaxpost.adapters import Adapters, bind, init
+from jaxpost.models.config import abstract_params
 from jaxpost.objectives import token_logprobs
 from jaxpost.sampling import Sampler, programs
 from jaxpost.sampling.draw import row_keys
@@ -170,3 +171,21 @@ def test_the_programs_that_are_planned_are_those_that_run():
     layers = sum(leaf.nbytes for leaf in jax.tree.leaves(params["layers"]))
     memory = {name: Program(function=f, arguments=a).compile().memory for name, (f, a) in planned.items()}
     assert memory["advance 40"].temp_bytes < layers / 4 < layers <= memory["unstack"].output_bytes
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_decoding_writes_into_the_cache_and_makes_no_copy_of_it(rows):
+    """Also for one row: XLA:CPU copies a cache [1, K, ...] at every token, as it drops the axis of one for the dots.
+
+    Mutation: jaxpost/sampling/sampler.py: `donate_argnums=1,` -> `donate_argnums=(),`
+    Mutation: jaxpost/models/attention.py: `s = jnp.einsum("ngd,nds->ngs", q.reshape(k.shape[0], -1, dim), k,` -> `s = jnp.einsum("bngd,bnds->bngs", q.reshape(batch, k.shape[0] // batch, -1, dim), k.reshape(batch, -1, *k.shape[1:]),`
+    """  # noqa: E501
+    config = decoders.llama(num_heads=6, num_kv_heads=3, head_dim=16)
+    sampler = Sampler(config)
+    shape = {"num_prompts": rows, "num_rows": rows, "prompt_length": 300, "max_new_tokens": 8}
+    planned = programs(sampler, abstract_params(config), **shape)
+    function, arguments = planned["advance 384"]
+    memory = Program(function=function, arguments=arguments).compile().memory
+    cache = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(arguments[1].cache))
+    assert cache == 2 * rows * 3 * 384 * 16 * 4 * 2
+    assert memory.temp_bytes < cache / 4 and memory.alias_bytes >= cache
