@@ -176,7 +176,7 @@ def test_keep_best_writes_the_step_with_the_lowest_loss(sft, models, contrary):
 def test_early_stop_ends_the_run_and_going_on_ends_it_too(sft, contrary, tmp_path):
     """A kill between its last checkpoint and the weights: no step more is made afterwards.
 
-    Mutation: jaxpost/recipes/sft.py: `            patience=config.early_stopping_patience,` -> `            patience=None,`
+    Mutation: jaxpost/recipes/sft.py: `patience=config.early_stopping_patience,` -> `patience=None,`
     Mutation: jaxpost/recipes/sft.py: `        if milestones.patience_is_over:` -> `        if False:`
     """
     common = ("--eval-data", contrary, *BEST, "--save-steps", "7", "--save-total-limit", "1")
