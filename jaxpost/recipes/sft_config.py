@@ -112,7 +112,7 @@ def resolve(config: SftConfig) -> SftConfig:
 def _check_evaluation(config: SftConfig) -> None:
     """InputError for options that nothing would read."""
     asked = {
-        "--keep best": config.keep == "best",
+        "--keep": config.keep == "best",
         "--eval-steps": config.eval_steps is not None,
         "--early-stopping-patience": config.early_stopping_patience is not None,
     }

@@ -178,7 +178,7 @@ def test_early_stop_ends_the_run_and_going_on_ends_it_too(sft, contrary, tmp_pat
 
     Mutation: jaxpost/recipes/sft.py: `patience=config.early_stopping_patience,` -> `patience=None,`
     Mutation: jaxpost/recipes/sft.py: `        if milestones.patience_is_over:` -> `        if False:`
-    """
+    """  # noqa: E501
     common = ("--eval-data", contrary, *BEST, "--save-steps", "7", "--save-total-limit", "1")
     whole, early = sft(*common, base=LEARN), sft(*common, "--early-stopping-patience", "2", base=LEARN)
     tail = losses(whole)[1:]
@@ -202,7 +202,7 @@ def test_the_threshold_says_what_counts_as_better(sft, held_out):
 
 
 REFUSED = {
-    "best without rows": (("--keep", "best"), "--keep best"),
+    "best without rows": (("--keep", "best"), "`--keep`"),
     "interval without rows": (("--eval-steps", "2"), "--eval-steps"),
     "patience without rows": (("--early-stopping-patience", "2"), "--early-stopping-patience"),
     "threshold without patience": (
