@@ -79,13 +79,13 @@ class Milestones:
 
 
 def judged(counters: Counters, step: int, loss: float | None, threshold: float) -> Counters:
-    """The counters after an evaluation: the lowest loss is the best; one that is not finite never is.
+    """The counters after an evaluation: the lowest loss is the best; one that is no number never is.
 
     >>> judged(Counters(best_step=3, best_loss=2.0), 6, 1.9, threshold=0.5)
     Counters(num_tokens=0, best_step=6, best_loss=1.9, waited=1)
     """
     before = math.inf if counters.best_loss is None else counters.best_loss
-    value = math.inf if loss is None or not math.isfinite(loss) else loss
+    value = math.inf if loss is None else loss  # and a NaN is below nothing
     waited = 0 if value < before - threshold else counters.waited + 1
     if value < before:
         counters = dataclasses.replace(counters, best_step=step, best_loss=value)

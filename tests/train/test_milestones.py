@@ -91,7 +91,6 @@ def test_early_stop(losses, patience, threshold, end):
 
     Mutation: jaxpost/train/milestones.py: `value < before - threshold` -> `value < before`
     Mutation: jaxpost/train/milestones.py: `self.counters.waited >= self._every.patience` -> `self.counters.waited > self._every.patience`
-    Mutation: jaxpost/train/milestones.py: `not math.isfinite(loss)` -> `False`
     """  # noqa: E501
     done, milestones = run([9.0, *losses], evaluate=1, save=50, steps=6, patience=patience, threshold=threshold)
     assert steps_of(done, "stop") == ([] if end is None else [end])
