@@ -40,7 +40,7 @@ def test_D12_weights_on_the_command_line_and_in_yaml_make_a_mixture(rows, other,
     """Ten rows and thirty: half and half is ten of each; without weights all forty. Both spellings are one run, which
     run.yaml repeats.
 
-    Mutation: jaxpost/recipes/sft_setup.py: `prepare_data(model.tokenizer, config.data, options, seed=config.seed)` -> `prepare_data(model.tokenizer, [d.partition("=")[0] for d in config.data], options, seed=config.seed)`
+    Mutation: jaxpost/recipes/sft_setup.py: `prepare_data(model.tokenizer, data, options, seed=config.seed)` -> `prepare_data(model.tokenizer, [d.partition("=")[0] for d in data], options, seed=config.seed)`
     """  # noqa: E501
     whole = sft_of("--data", str(rows), "--data", str(other))
     mixed = sft_of("--data", f"{rows}=0.5", "--data", f"{other}=0.5")
@@ -54,7 +54,7 @@ def test_D12_weights_on_the_command_line_and_in_yaml_make_a_mixture(rows, other,
 
 
 def test_D12_the_seed_draws_the_part_of_a_mixture(rows, other, sft_of, monkeypatch):
-    """Mutation: jaxpost/recipes/sft_setup.py: `prepare_data(model.tokenizer, config.data, options, seed=config.seed)` -> `prepare_data(model.tokenizer, config.data, options)`"""  # noqa: E501
+    """Mutation: jaxpost/recipes/sft_setup.py: `prepare_data(model.tokenizer, data, options, seed=config.seed)` -> `prepare_data(model.tokenizer, data, options)`"""  # noqa: E501
     taken = []
 
     def spy(*arguments, **options):

@@ -172,7 +172,7 @@ def test_R8_an_option_changes_what_it_should(name, value, observe, base, sft, pl
 
     Mutation: jaxpost/recipes/sft_setup.py: `overlong=config.overlong` -> `overlong="truncate"`
     Mutation: jaxpost/recipes/sft_setup.py: `weight_decay=config.weight_decay` -> `weight_decay=0.0`
-    Mutation: jaxpost/recipes/sft_setup.py: `        remat=config.remat,` -> `        remat="mlp",`
+    Mutation: jaxpost/recipes/sft_setup.py: `remat=config.remat, neftune` -> `remat="mlp", neftune`
     Mutation: jaxpost/recipes/sft_setup.py: `seed=config.seed,` -> `seed=0,`
     """
     common = {"base": tuple(part.format(**places) for part in base)} if base else {}
@@ -220,7 +220,7 @@ def test_remat_changes_memory_and_no_result(sft):
 
 
 def test_a_run_on_a_mesh_gives_the_same_losses_and_adapter(sft):
-    """Mutation: jaxpost/recipes/sft_setup.py: `"totals": dict.fromkeys(totals, replicated(mesh)),` -> `"totals": {},`"""  # noqa: E501
+    """Mutation: jaxpost/recipes/sft_setup.py: `"totals": dict.fromkeys(batch["totals"], replicated(mesh)),` -> `"totals": {},`"""  # noqa: E501
     one, many = sft(), sft("--mesh", "data=2,tensor=4")
     np.testing.assert_allclose(losses(many), losses(one), rtol=1e-5)
     np.testing.assert_allclose(norms(many), norms(one), rtol=1e-4)

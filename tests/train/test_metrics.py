@@ -63,7 +63,7 @@ def test_a_file_is_whole_after_every_line(tmp_path):
 
 
 def test_a_line_that_was_cut_short_is_left_out(tmp_path):
-    """Mutation: jaxpost/train/metrics.py: `.rpartition("\\n") if path` -> `.rpartition("zzz")[::-1] if path`"""
+    """Mutation: jaxpost/train/metrics.py: `(record := _parsed(line)) is not None` -> `(record := json.loads(line))`"""
     path = tmp_path / "metrics.jsonl"
     assert read_metrics(path) == []
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3, "lo')
