@@ -117,7 +117,7 @@ def _look(config: SftConfig, model: Model) -> tuple[Inspected, Survey | None, li
     train = _inspect(config, context, config.data)
     findings = [*train.findings, *duplicate_findings(train.digests, train.with_prompt)]
     if config.eval_data:
-        held = _inspect(config, context_of(model, config.max_length), config.eval_data)
+        held = _inspect(config, context, config.eval_data)
         findings += [dataclasses.replace(f, detail=_of_eval(f)) for f in held.findings if f.severity == "error"]
         findings += overlap_findings(train.digests, held.digests, held.with_prompt)
     if not train.examples:

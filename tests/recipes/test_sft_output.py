@@ -18,7 +18,11 @@ from jaxpost.recipes.sft_config import SftConfig
 CASES = Path(__file__).resolve().parents[1] / "cases"
 
 
-def test_run_yaml_repeats_the_run_bit_for_bit(tmp_path, sft):
+def test_R7_run_yaml_repeats_the_run_bit_for_bit(tmp_path, sft):
+    """The effective configuration, its defaults filled in. (A typo is refused: test_sft_refusals.py.)
+
+    Mutation: jaxpost/recipes/sft.py: `dump_config(dataclasses.replace(setup.config, resume=False))` -> `dump_config(config)`
+    """  # noqa: E501
     run = sft("--lora.dropout", "0.1", "--warmup-ratio", "0.5")
     saved = load_config(SftConfig, [], run.out / "run.yaml")
     assert (saved.steps, saved.lora.dropout, saved.warmup_ratio, saved.learning_rate) == (4, 0.1, 0.5, 2e-4)
