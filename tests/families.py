@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from toy_tokenizer import BYTES, LLAMA3_WORDS, MERGES
 from transformers import PreTrainedTokenizerFast
 
-from jaxpost.data.twins import family_templates
+from jaxpost.data.chat.twins import family_templates
 
 IM = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 INST = ("<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]")

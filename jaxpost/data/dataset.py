@@ -9,11 +9,11 @@ import numpy as np
 
 from jaxpost.core.errors import InputError
 from jaxpost.data.cache import Kept, kept, key_of
+from jaxpost.data.chat.template import folder_of
 from jaxpost.data.encode import EncodeOptions, close, encode_stream, joint_fingerprint
 from jaxpost.data.examples import Encoded, Example, Joined, Tally
 from jaxpost.data.mixing import choose, mixture_sizes
 from jaxpost.data.sources import Source, open_sources
-from jaxpost.data.template import folder_of
 
 
 def prepare_data(

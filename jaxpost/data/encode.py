@@ -9,12 +9,12 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from jaxpost.core.errors import InputError
-from jaxpost.data.chat import encode_chats
+from jaxpost.data.chat.masks import encode_chats
+from jaxpost.data.chat.template import folder_of
+from jaxpost.data.chat.turns import Chat
 from jaxpost.data.examples import Counts, Encoded, Example, Tally, Tokenised, fingerprint_of
 from jaxpost.data.plain import Plain, encode_completions, encode_texts
 from jaxpost.data.rows import BadRow, ChatRow, CompletionRow, Row, TextRow
-from jaxpost.data.template import folder_of
-from jaxpost.data.turns import Chat
 
 OVERLONG = ("truncate", "drop", "error")
 CHUNK_ROWS = 1024  # tokenised at a time: enough for the tokenizer's threads, little to hold in memory

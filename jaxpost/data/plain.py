@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from jaxpost.core.errors import InputError
+from jaxpost.data.chat.template import folder_of
 from jaxpost.data.examples import Tokenised
 from jaxpost.data.rows import CompletionRow, TextRow
-from jaxpost.data.template import folder_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

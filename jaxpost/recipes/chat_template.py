@@ -3,7 +3,7 @@
 import dataclasses
 
 from jaxpost.core.errors import InputError
-from jaxpost.data.given_template import give_template, read_template
+from jaxpost.data.chat.given_template import give_template, read_template
 from jaxpost.hub.grow import grow_vocabulary
 from jaxpost.hub.model import Model
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from jaxpost.core.config import load_config
 from jaxpost.core.errors import InputError
 from jaxpost.core.files import read_json, refuse_existing, write_json
+from jaxpost.data.chat.turns import Chat
 from jaxpost.data.checks.duplicates import duplicate_findings, overlap_findings
 from jaxpost.data.checks.findings import CHECKS, Finding
 from jaxpost.data.checks.inspection import Inspected, inspect
@@ -16,7 +17,6 @@ from jaxpost.data.checks.rows import Context
 from jaxpost.data.checks.survey import Survey, packing_findings, survey
 from jaxpost.data.plain import Plain
 from jaxpost.data.sources import read_rows
-from jaxpost.data.turns import Chat
 from jaxpost.hub.model import Model
 from jaxpost.hub.source import find_folder, read_config
 from jaxpost.hub.tokenizer_files import adapter_tokenizer

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Bool
 
 from jaxpost.core.errors import InputError
+from jaxpost.data.chat.template import folder_of
 from jaxpost.data.prompts import EncodedPrompt, Prompt, PromptEncoder, as_prompt
-from jaxpost.data.template import folder_of
 from jaxpost.hub.model import Model
 from jaxpost.models.config import ModelConfig
 from jaxpost.sampling.draw import row_keys

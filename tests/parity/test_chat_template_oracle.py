@@ -8,8 +8,8 @@ import pytest
 import tiny
 
 from jaxpost import cli
-from jaxpost.data.prompt import encode_prompt
-from jaxpost.data.turns import Chat
+from jaxpost.data.chat.prompt import encode_prompt
+from jaxpost.data.chat.turns import Chat
 from jaxpost.hub.checkpoint import load
 from jaxpost.models.decoder import forward
 

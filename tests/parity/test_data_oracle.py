@@ -9,10 +9,10 @@ import pytest
 import toy_tokenizer as toys
 
 from jaxpost.core.errors import InputError
-from jaxpost.data.chat import encode_chats
+from jaxpost.data.chat.masks import encode_chats
+from jaxpost.data.chat.turns import Chat
 from jaxpost.data.encode import encode_rows
 from jaxpost.data.rows import make_row
-from jaxpost.data.turns import Chat
 
 torch = pytest.importorskip("torch")
 trl = pytest.importorskip("trl")

@@ -10,12 +10,12 @@ import pytest
 import toy_tokenizer as toys
 
 from jaxpost.core.errors import InputError
-from jaxpost.data.chat import encode_chats
-from jaxpost.data.prompt import encode_prompt
+from jaxpost.data.chat.masks import encode_chats
+from jaxpost.data.chat.prompt import encode_prompt
+from jaxpost.data.chat.template import render
+from jaxpost.data.chat.turns import Chat
+from jaxpost.data.chat.twins import family_templates, proven, trial_rows
 from jaxpost.data.rows import ChatRow, make_row
-from jaxpost.data.template import render
-from jaxpost.data.turns import Chat
-from jaxpost.data.twins import family_templates, proven, trial_rows
 
 trl = pytest.importorskip("trl")
 

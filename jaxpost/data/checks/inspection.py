@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from jaxpost.core.errors import InputError
-from jaxpost.data.chat import encode_chats
+from jaxpost.data.chat.masks import encode_chats
 from jaxpost.data.checks.duplicates import Digester, Digests
 from jaxpost.data.checks.findings import Finding, Observed, finding
 from jaxpost.data.checks.rows import Context, check_row, check_text, tokenizer_findings

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from jaxpost.core.errors import InputError
+from jaxpost.data.chat.prompt import encode_prompt
+from jaxpost.data.chat.template import folder_of, render, template_of
+from jaxpost.data.chat.turns import Chat, turns_of
 from jaxpost.data.checks.duplicates import texts_of
 from jaxpost.data.checks.findings import Finding, Observed, finding
 from jaxpost.data.examples import Tokenised
 from jaxpost.data.plain import Plain
-from jaxpost.data.prompt import encode_prompt
 from jaxpost.data.rows import ChatRow, CompletionRow, Row, TextRow
-from jaxpost.data.template import folder_of, render, template_of
-from jaxpost.data.turns import Chat, turns_of
 
 PROMPTS = 32  # conversations whose generation prompt is rendered and compared
 LEAST_CHARACTERS = 8  # of a question that is looked for among the trained tokens: a word may stand in both

@@ -7,11 +7,11 @@ import pytest
 import toy_tokenizer as toys
 
 from jaxpost.core.errors import InputError
-from jaxpost.data.chat import encode_chats
-from jaxpost.data.prompt import encode_prompt
+from jaxpost.data.chat.masks import encode_chats
+from jaxpost.data.chat.prompt import encode_prompt
+from jaxpost.data.chat.turns import Chat
+from jaxpost.data.chat.twins import family_templates
 from jaxpost.data.rows import make_row
-from jaxpost.data.turns import Chat
-from jaxpost.data.twins import family_templates
 
 THINKERS = ("qwen3", "qwen3_thinking_2507")
 
@@ -40,7 +40,7 @@ def answer(content, **fields):
 def test_D14_reasoning_in_any_form_is_trained_once(name):
     """Beside the content, in it, or in it with the closing mark alone, as a sampled answer has it: the same ids.
 
-    Mutation: jaxpost/data/marking.py: `answers = message.get("role") == "assistant" and` -> `answers = False and`
+    Mutation: jaxpost/data/chat/marking.py: `answers = message.get("role") == "assistant" and` -> `answers = False and`
     """
     chat = family(name)
     forms = [answer("yes", **{key: "let us see"}) for key in ("reasoning_content", "thinking", "reasoning")]
@@ -58,7 +58,7 @@ def test_D14_reasoning_in_any_form_is_trained_once(name):
 def test_D14_an_answer_whose_prompt_opened_the_reasoning_has_the_opening_once(content):
     """The template writes the answer as it is and opens `<think>` in the generation prompt.
 
-    Mutation: jaxpost/data/prepare.py: `"content": turn.opening + content.lstrip()` -> `"content": content`
+    Mutation: jaxpost/data/chat/prepare.py: `"content": turn.opening + content.lstrip()` -> `"content": content`
     """
     chat = Chat(tokenizer=toys.toy(toys.OPENED))
     encoded = encode(chat, answer(content))
@@ -73,7 +73,7 @@ def test_D14_an_answer_whose_prompt_opened_the_reasoning_has_the_opening_once(co
 def test_D14_reasoning_that_the_template_drops_is_refused(name, form):
     """ChatML knows no `reasoning_content`; DeepSeek's template cuts the reasoning from every answer.
 
-    Mutation: jaxpost/data/prepare.py: `_require(chat, ready, f"messages[{index}].reasoning_content", _reasoning(message), said)` -> `pass`
+    Mutation: jaxpost/data/chat/prepare.py: `_require(chat, ready, f"messages[{index}].reasoning_content", _reasoning(message), said)` -> `pass`
     """  # noqa: E501
     messages = answer("yes", reasoning_content="let us see") if form == "beside" else answer("<think>hm</think>yes")
     if (name, form) == ("chatml", "inside"):
@@ -89,7 +89,7 @@ def test_D14_reasoning_that_the_template_drops_is_refused(name, form):
 def test_D8_an_earlier_turn_whose_reasoning_is_dropped_is_never_trained_without_it(name, form):
     """Refused by name where that turn is to be trained; the last turn of the same conversation is trained whole.
 
-    Mutation: jaxpost/data/prepare.py: `text[start:end] for turn, (start, end) in` -> `text for turn, (start, end) in`
+    Mutation: jaxpost/data/chat/prepare.py: `text[start:end] for turn, (start, end)` -> `text for turn, (start, end)`
     """
     chat = family(name)
     fields = {"reasoning_content": "first thought"} if form == "beside" else {}
@@ -113,7 +113,7 @@ def test_D16_a_thinking_template_of_no_family_is_refused():
 def test_D15_an_empty_reasoning_that_the_prompt_supplies_is_not_trained():
     """`enable_thinking` off: the prompt holds the empty block, so training leaves it out; on: the answer holds it.
 
-    Mutation: jaxpost/data/spans.py: `            return place + len(header)` -> `            return place`
+    Mutation: jaxpost/data/chat/spans.py: `            return place + len(header)` -> `            return place`
     """
     off = {"enable_thinking": False}
     for template in (None, family_templates()["qwen3"]):  # by prefixes and by tags
@@ -128,7 +128,7 @@ def test_D15_an_empty_reasoning_that_the_prompt_supplies_is_not_trained():
 def test_D13_reasoning_marks_elsewhere_are_text():
     """Only those that an answer starts with are the template's; a question has none, nor has the rest of an answer.
 
-    Mutation: jaxpost/data/marking.py: `thought, rest = self.text(parts.thought), self.text(parts.rest)` -> `thought, rest = parts.thought, parts.rest`
+    Mutation: jaxpost/data/chat/marking.py: `thought, rest = self.text(parts.thought), self.text(parts.rest)` -> `thought, rest = parts.thought, parts.rest`
     """  # noqa: E501
     chat = family("qwen3")
     marks = [chat.tokenizer.convert_tokens_to_ids(mark) for mark in ("<think>", "</think>")]

@@ -8,11 +8,11 @@ import pytest
 import toy_tokenizer as toys
 
 from jaxpost.core.errors import InputError
-from jaxpost.data.chat import encode_chats
+from jaxpost.data.chat.masks import encode_chats
+from jaxpost.data.chat.template import has_generation_tags
+from jaxpost.data.chat.turns import Chat
 from jaxpost.data.encode import encode_rows
 from jaxpost.data.rows import ChatRow, make_row
-from jaxpost.data.template import has_generation_tags
-from jaxpost.data.turns import Chat
 
 LADDER = {  # every way to mark the same ChatML turns
     "prefixes": toys.CHATML,
@@ -48,7 +48,7 @@ def template_ids(tokenizer, row):
 def test_D3_stop_tokens_are_trained_and_headers_are_not(kind):
     """Answer and stop token of every turn, whatever the tags enclose; no header, no user or system token, no newline.
 
-    Mutation: jaxpost/data/chat.py: `            return stop + 1` -> `            return end`
+    Mutation: jaxpost/data/chat/masks.py: `            return stop + 1` -> `            return end`
     """
     tokenizer = toys.toy(LADDER[kind])
     row = make_row(
@@ -66,7 +66,7 @@ def test_D3_stop_tokens_are_trained_and_headers_are_not(kind):
 def test_D3_what_follows_the_stop_token_is_not_trained(template):
     """The newline after the stop token is never generated.
 
-    Mutation: jaxpost/data/chat.py: `stop, stops) + 1` -> `stop, stops) + 9`
+    Mutation: jaxpost/data/chat/masks.py: `stop, stops) + 1` -> `stop, stops) + 9`
     """
     tokenizer = toys.toy(template)
     assert trained_texts(tokenizer, encode(tokenizer, chat_row("a", "b"))) == ["b<|im_end|>"]
@@ -77,7 +77,7 @@ def test_D3_what_follows_the_stop_token_is_not_trained(template):
 def test_D3_the_end_of_turn_token_need_not_be_the_eos(template, stop, trim_offsets):
     """Llama 3 and Gemma end a turn with another token than the tokenizer's EOS; one BOS, none added, no EOS added.
 
-    Mutation: jaxpost/data/turns.py: `self.stop_ids.union(ends, eos)` -> `self.stop_ids.union(eos)`
+    Mutation: jaxpost/data/chat/turns.py: `self.stop_ids.union(ends, eos)` -> `self.stop_ids.union(eos)`
     """
     tokenizer = toys.toy(
         template, eos="<|endoftext|>", adds_bos=True, adds_eos=True, trim_offsets=trim_offsets, regex="llama3"
@@ -99,7 +99,7 @@ def test_D3_a_turn_that_no_stop_token_ends_is_reported():
 def test_H28_every_stop_id_ends_a_turn():
     """Stop ids of generation_config.json count as the tokenizer's EOS does: what follows them in a turn is not trained.
 
-    Mutation: jaxpost/data/turns.py: `self.stop_ids.union(ends, eos)` -> `frozenset(ends + eos)`
+    Mutation: jaxpost/data/chat/turns.py: `self.stop_ids.union(ends, eos)` -> `frozenset(ends + eos)`
     """
     call = "{% set stop = '<|eot_id|>' if message['content'].startswith('call') else '<|im_end|>' %}"
     template = toys.CHATML.replace("%}{{ '<|im_start|>'", "%}" + call + "{{ '<|im_start|>'", 1)
@@ -118,7 +118,7 @@ def test_D3_tags_and_any_text(trim_offsets, regex, template, stop, seed):
     """Spans of characters become tokens exactly: letters of several bytes, blanks at the edges, trimmed offsets, texts
     that a normalizer shortens.
 
-    Mutation: jaxpost/data/turns.py: `tokenizer.backend_tokenizer.post_processor = None` -> `pass`
+    Mutation: jaxpost/data/chat/turns.py: `tokenizer.backend_tokenizer.post_processor = None` -> `pass`
     """
     draw = random.Random(seed)
     tokenizer = toys.toy(template, trim_offsets=trim_offsets, regex=regex)
@@ -148,7 +148,7 @@ def test_D3_prefixes_and_tags_agree(seed):
 def test_D4_pad_equal_to_eos_leaves_the_eos_trained():
     """The mask asks where a token stands, never whether its id is the padding's.
 
-    Mutation: jaxpost/data/chat.py: `trained[:1] = False` -> `trained &= np.array(ids) != chat.tokenizer.pad_token_id`
+    Mutation: jaxpost/data/chat/masks.py: `[:1] = False` -> `[np.array(ids) == chat.tokenizer.pad_token_id] = False`
     """
     for template in LADDER.values():
         tokenizer = toys.toy(template, pad="<|im_end|>")
@@ -159,7 +159,7 @@ def test_D4_pad_equal_to_eos_leaves_the_eos_trained():
 def test_D5_a_template_that_cannot_be_marked_is_an_error_that_names_it():
     """Neither tags nor exact prefixes: an error with folder, row and way out; never a mask of ones or of zeros.
 
-    Mutation: jaxpost/data/spans.py: `len(before) <= len(after)` -> `True`
+    Mutation: jaxpost/data/chat/spans.py: `len(before) <= len(after)` -> `True`
     """
     backwards = "{% for m in messages | reverse %}{{ m['role'] + ':' + m['content'] }}{% endfor %}"
     no_header = "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}aaaa{% endif %}"
@@ -177,7 +177,7 @@ def test_D5_no_template_is_an_error_that_names_the_folder():
 def test_D5_tags_that_miss_the_assistant_are_an_error():
     """No token trained in a row with an answer is an error, not a row of zeros.
 
-    Mutation: jaxpost/data/chat.py: `if not trained.any():` -> `if not len(trained):`
+    Mutation: jaxpost/data/chat/masks.py: `if not trained.any():` -> `if not len(trained):`
     """
     with pytest.raises(InputError, match=r"line 1.*toy/folder"):
         encode(toys.toy(toys.TAGGED_USER), chat_row("a", "b"))
@@ -186,7 +186,7 @@ def test_D5_tags_that_miss_the_assistant_are_an_error():
 def test_D5_tags_inside_a_macro_are_an_error():
     """There the renderer reports the place of other text: it would train it.
 
-    Mutation: jaxpost/data/template.py: `collected or collects or recursive` -> `collected or recursive`
+    Mutation: jaxpost/data/chat/template.py: `collected or collects or recursive` -> `collected or recursive`
     """
     with pytest.raises(InputError, match="macros.*toy/folder"):
         encode(toys.toy(toys.TAGGED_IN_MACRO), chat_row("a", "b"))
@@ -224,7 +224,7 @@ def test_D6_every_assistant_turn_is_trained_and_last_only_trains_one(kind):
 
 @pytest.mark.parametrize("kind", LADDER)
 def test_prompt_and_completion_messages_train_the_completion(kind):
-    """Mutation: jaxpost/data/spans.py: `rendered.spans[_untrained(chat, row, template, len(rendered.spans)) :]` -> `rendered.spans`"""  # noqa: E501
+    """Mutation: jaxpost/data/chat/spans.py: `rendered.spans[_untrained(chat, row, template, len(rendered.spans)) :]` -> `rendered.spans`"""  # noqa: E501
     tokenizer = toys.toy(LADDER[kind])
     turns = toys.messages("a", "the", "b", "thing", "c", "and")
     row = make_row({"prompt": turns[:3], "completion": turns[3:]}, source=1, where="data.jsonl line 1")
@@ -243,7 +243,7 @@ def test_a_row_without_assistant_turn_has_no_labels():
 def test_D15_what_the_generation_prompt_supplies_is_not_trained(think):
     """The prompt opens `<think>`: an answer with reasoning starts after it, in training as in generation.
 
-    Mutation: jaxpost/data/spans.py: `return place + len(header)` -> `return max(start, place)`
+    Mutation: jaxpost/data/chat/spans.py: `return place + len(header)` -> `return max(start, place)`
     """
     tokenizer = toys.toy(toys.OPENED)
     encoded = encode(tokenizer, chat_row("q", think))
@@ -253,7 +253,7 @@ def test_D15_what_the_generation_prompt_supplies_is_not_trained(think):
 def test_D16_a_template_that_drops_earlier_reasoning_is_never_trained_by_guessed_spans():
     """Its prefixes are not those of the whole: refused where an earlier turn is to be trained, right for the last one.
 
-    Mutation: jaxpost/data/spans.py: `text.startswith(after)` -> `True`
+    Mutation: jaxpost/data/chat/spans.py: `text.startswith(after)` -> `True`
     """
     tokenizer = toys.toy(toys.THINKING)
     row = chat_row("q", "<think>hm</think>yes", "r", "<think>oh</think>no", where="data.jsonl line 7")
@@ -269,7 +269,7 @@ def test_D16_a_template_that_drops_earlier_reasoning_is_never_trained_by_guessed
 def test_D15_a_token_over_the_start_of_a_turn_is_trained_and_said(template):
     """The header's newline and the answer's make one token, which no generation prompt supplies.
 
-    Mutation: jaxpost/data/chat.py: `merged = merged or (start < end and` -> `merged = merged or (start > end and`
+    Mutation: jaxpost/data/chat/masks.py: `merged = merged or (start < end and` -> `merged = merged or (start > end and`
     """
     tokenizer = toys.toy(template)
     merged, clear = encode(tokenizer, chat_row("q", "\nyes"), chat_row("q", "yes"))
@@ -294,7 +294,7 @@ def test_a_row_that_the_template_refuses_is_named():
 
 
 def test_a_template_that_drops_strings_is_refused():
-    """Mutation: jaxpost/data/template.py: `shows_strings=False` -> `shows_strings=True`"""
+    """Mutation: jaxpost/data/chat/template.py: `shows_strings=False` -> `shows_strings=True`"""
     tokenizer = toys.toy(toys.PARTS)
     with pytest.raises(InputError, match="toy/folder.*strings.*line 1"):
         encode(tokenizer, chat_row("a", "b"))
@@ -305,7 +305,7 @@ def test_a_template_that_drops_strings_is_refused():
 
 
 def test_tools_and_template_arguments_reach_the_template():
-    """Mutation: jaxpost/data/template.py: `            tools=row.tools,` -> `            tools=None,`"""
+    """Mutation: jaxpost/data/chat/template.py: `            tools=row.tools,` -> `            tools=None,`"""
     template = toys.TOOLS + "{{ suffix }}"
     tool = {"type": "function", "function": {"name": "search"}}
     tokenizer = toys.toy(template)

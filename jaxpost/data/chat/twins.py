@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jaxpost.core.errors import InputError
+from jaxpost.data.chat.spans import Spoken, after_prompt
+from jaxpost.data.chat.template import render
+from jaxpost.data.chat.turns import Chat
 from jaxpost.data.rows import ChatRow
-from jaxpost.data.spans import Spoken, after_prompt
-from jaxpost.data.template import render
-from jaxpost.data.turns import Chat
 
 _CALL = {"type": "function", "id": "abcdefghi", "function": {"name": "look_up", "arguments": {"what": "a b", "n": 2}}}
 _TEXT_CALL = {**_CALL, "function": {"name": "look_up", "arguments": '{"what": "a b", "n": 2}'}}
@@ -80,7 +80,7 @@ def proven(chat: Chat, template: str) -> list[str]:
 @functools.cache
 def family_templates() -> Mapping[str, str]:
     """Name of a family -> our template for it."""
-    folder = importlib.resources.files("jaxpost.data") / "templates"
+    folder = importlib.resources.files("jaxpost.data.chat") / "templates"
     found = sorted((file.name, file) for file in folder.iterdir() if file.name.endswith(".jinja"))
     return {name.removesuffix(".jinja"): file.read_text(encoding="utf-8").rstrip("\n") for name, file in found}
 

@@ -7,9 +7,9 @@ import json
 from typing import Any
 
 from jaxpost.core.errors import InputError
-from jaxpost.data.controls import Controls
+from jaxpost.data.chat.controls import Controls
+from jaxpost.data.chat.template import TurnMarks, folder_of, turn_marks
 from jaxpost.data.rows import ChatRow
-from jaxpost.data.template import TurnMarks, folder_of, turn_marks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -20,7 +20,7 @@ class Chat:
       tokenizer: a fast tokenizer of transformers (one with a tokenizer.json).
       stop_ids: ids that end generation (generation_config.json). The tokenizer's own EOS and the token, outside of the
         common vocabulary, that the template puts after an answer need not be named.
-      twins: template -> our own tagged templates that render as it does (`data.twins`).
+      twins: template -> our own tagged templates that render as it does (`chat.twins`).
     """
 
     tokenizer: Any

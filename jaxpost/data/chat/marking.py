@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxpost.core.errors import InputError
-from jaxpost.data.controls import Controls
-from jaxpost.data.reasoning import CLOSE, reasoning_of, split_reasoning
-from jaxpost.data.respell import MEANT, SAID
+from jaxpost.data.chat.controls import Controls
+from jaxpost.data.chat.reasoning import CLOSE, reasoning_of, split_reasoning
+from jaxpost.data.chat.respell import MEANT, SAID
 from jaxpost.data.rows import ChatRow
 
 

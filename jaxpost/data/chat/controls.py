@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxpost.core.errors import InputError
-from jaxpost.data.respell import SAID, SAID_FORMS, any_of, respell, respelled_file
-from jaxpost.data.template import folder_of
+from jaxpost.data.chat.respell import SAID, SAID_FORMS, any_of, respell, respelled_file
+from jaxpost.data.chat.template import folder_of
 
 Span = tuple[int, int]
 

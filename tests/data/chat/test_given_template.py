@@ -6,11 +6,11 @@ import toy_tokenizer as toys
 from transformers import AutoTokenizer
 
 from jaxpost.core.errors import InputError
-from jaxpost.data.chat import encode_chats
-from jaxpost.data.given_template import give_template, read_template
-from jaxpost.data.prompt import encode_prompt
+from jaxpost.data.chat.given_template import give_template, read_template
+from jaxpost.data.chat.masks import encode_chats
+from jaxpost.data.chat.prompt import encode_prompt
+from jaxpost.data.chat.turns import Chat
 from jaxpost.data.rows import make_row
-from jaxpost.data.turns import Chat
 
 
 def trained(tokenizer):
@@ -23,7 +23,7 @@ def trained(tokenizer):
 def test_chatml_adds_what_a_base_tokenizer_lacks():
     """Two new tokens, one id each; the EOS is the token that ends a turn.
 
-    Mutation: jaxpost/data/given_template.py: `        tokenizer.eos_token = max(own, key=len)` -> `        pass`
+    Mutation: jaxpost/data/chat/given_template.py: `        tokenizer.eos_token = max(own, key=len)` -> `        pass`
     """
     tokenizer = families.tokenizer("llama3", "")
     size = len(tokenizer)
@@ -50,7 +50,7 @@ def test_the_tokenizer_s_files_hold_template_and_eos(tmp_path):
 
 
 def test_a_file_is_read_and_what_is_no_template_is_refused(tmp_path):
-    """Mutation: jaxpost/data/given_template.py: `    if "messages" not in text:` -> `    if False:`"""
+    """Mutation: jaxpost/data/chat/given_template.py: `    if "messages" not in text:` -> `    if False:`"""
     good = tmp_path / "own.jinja"
     good.write_text(toys.CHATML)
     assert read_template(str(good)) == toys.CHATML

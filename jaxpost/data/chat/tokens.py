@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from jaxpost.data.turns import Chat
+from jaxpost.data.chat.turns import Chat
 
 Span = tuple[int, int]
 

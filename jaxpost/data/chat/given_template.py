@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxpost.core.errors import InputError
-from jaxpost.data.template import folder_of, has_generation_tags, turn_marks
-from jaxpost.data.twins import family_templates
+from jaxpost.data.chat.template import folder_of, has_generation_tags, turn_marks
+from jaxpost.data.chat.twins import family_templates
 
 # What a template writes as one token: <|im_start|>. Other brackets, <tools> say, may be meant as text.
 _TOKEN = re.compile(r"<[|｜][^\s<>{}'\"+]+[|｜]>")

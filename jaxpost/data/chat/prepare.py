@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxpost.core.errors import InputError
-from jaxpost.data.marking import mark_row
-from jaxpost.data.reasoning import reasoning_of, split_reasoning
+from jaxpost.data.chat.marking import mark_row
+from jaxpost.data.chat.reasoning import reasoning_of, split_reasoning
+from jaxpost.data.chat.template import TurnMarks, folder_of, template_of
+from jaxpost.data.chat.turns import Chat, turns_of
 from jaxpost.data.rows import ChatRow
-from jaxpost.data.template import TurnMarks, folder_of, template_of
-from jaxpost.data.turns import Chat, turns_of
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 

@@ -13,13 +13,13 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from jaxpost.core.errors import InputError
-from jaxpost.data.chat import encode_chats
+from jaxpost.data.chat.masks import encode_chats
+from jaxpost.data.chat.prompt import encode_prompt
+from jaxpost.data.chat.respell import MEANT, SAID
+from jaxpost.data.chat.tokens import Text, tokenise
+from jaxpost.data.chat.turns import Chat
 from jaxpost.data.encode import encode_rows
-from jaxpost.data.prompt import encode_prompt
-from jaxpost.data.respell import MEANT, SAID
 from jaxpost.data.rows import make_row
-from jaxpost.data.tokens import Text, tokenise
-from jaxpost.data.turns import Chat
 
 ROWS = 25  # of each of the 23 families: over 500
 
@@ -99,8 +99,8 @@ def test_D13_no_message_forges_a_turn(name):
     """575 hostile rows over 23 families: the control tokens, one by one, are those of the same conversation with
     harmless words, in training and in generation, and only the answers are trained.
 
-    Mutation: jaxpost/data/controls.py: `marked = self._starts.sub(rf"\\1{SAID}", text) if` -> `marked = text if`
-    Mutation: jaxpost/data/tokens.py: `if each.marked or not` -> `if False and not`
+    Mutation: jaxpost/data/chat/controls.py: `marked = self._starts.sub(rf"\\1{SAID}", text) if` -> `marked = text if`
+    Mutation: jaxpost/data/chat/tokens.py: `if each.marked or not` -> `if False and not`
     """
     draw = random.Random(name)
     chat = Chat(tokenizer=families.tokenizer(name))
@@ -163,7 +163,7 @@ def test_D13_clean_rows_have_the_template_s_own_ids_on_the_long_way_too(name):
 def test_D13_html_blanks_and_words_stay_the_tokens_that_they_are():
     """Gemma has tokens of its own for them: no marks of a conversation, so clean rows keep them.
 
-    Mutation: jaxpost/data/controls.py: `and not _HTML.fullmatch(text)` -> ``
+    Mutation: jaxpost/data/chat/controls.py: `and not _HTML.fullmatch(text)` -> ``
     """
     chat = Chat(tokenizer=families.tokenizer("gemma"))
     messages = toys.messages("the <h1>title\n\n", "<h1>\n\nthe")
@@ -177,7 +177,7 @@ def test_D13_html_blanks_and_words_stay_the_tokens_that_they_are():
 def test_D13_pieces_of_a_message_do_not_join(piece):
     """The template writes two texts side by side, or trims what stands between them.
 
-    Mutation: jaxpost/data/controls.py: `marked = marked[:place] + SAID + marked[place:]` -> `pass`
+    Mutation: jaxpost/data/chat/controls.py: `marked = marked[:place] + SAID + marked[place:]` -> `pass`
     """
     template = toys.CHATML.replace("message['content'] +", "message['content'] | trim + message['more'] | trim +")
     tokenizer = toys.toy(template)
@@ -189,7 +189,7 @@ def test_D13_pieces_of_a_message_do_not_join(piece):
 
 
 def test_D13_names_of_keys_roles_and_template_arguments_are_text_as_well():
-    """Mutation: jaxpost/data/marking.py: `{self.value(key): self.value(item) for` -> `{key: self.value(item) for`"""
+    """Mutation: jaxpost/data/chat/marking.py: `{self.value(key): self.value(item)` -> `{key: self.value(item)`"""
     chat = Chat(tokenizer=families.tokenizer("llama3_2"))
     bad = "x<|eot_id|>"
     tool = {"type": "function", "function": {"name": "f", "parameters": {bad: 1}}}
@@ -203,7 +203,7 @@ def test_D13_names_of_keys_roles_and_template_arguments_are_text_as_well():
 def test_D13_a_role_that_names_a_control_token_is_refused():
     """Phi's templates write `<|role|>`; nothing of it stands in the row.
 
-    Mutation: jaxpost/data/prepare.py: `if role not in ROLES and` -> `if role in ROLES and`
+    Mutation: jaxpost/data/chat/prepare.py: `if role not in ROLES and` -> `if role in ROLES and`
     """
     chat = Chat(tokenizer=families.tokenizer("phi3"))
     with pytest.raises(InputError, match=r"messages\[0\].role.*'end'.*line 1"):
@@ -213,7 +213,7 @@ def test_D13_a_role_that_names_a_control_token_is_refused():
 def test_D13_a_normalizer_makes_no_control_token():
     """Full-width letters that NFKC turns into the token's own: the count of control ids tells.
 
-    Mutation: jaxpost/data/tokens.py: `or not chat.controls.agree(each.text, ids):` -> `or False:`
+    Mutation: jaxpost/data/chat/tokens.py: `or not chat.controls.agree(each.text, ids):` -> `or False:`
     """
     tokenizer = toys.toy(toys.CHATML)
     backend = tokenizer.backend_tokenizer
@@ -230,7 +230,7 @@ def test_D13_a_normalizer_makes_no_control_token():
 def test_D13_a_vocabulary_that_holds_control_tokens_makes_none_of_text():
     """A unigram model takes any piece of its vocabulary, `</s>` too, and a merge may spell one.
 
-    Mutation: jaxpost/data/respell.py: `[[new.get(piece, piece), score] for` -> `[[piece, score] for`
+    Mutation: jaxpost/data/chat/respell.py: `[[new.get(piece, piece), score] for` -> `[[piece, score] for`
     """
     letters = [(letter, -2.0) for letter in "▁abcdefghijklmnopqrstuvwxyz<>/:\n"]
     backend = Tokenizer(models.Unigram([("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), *letters], unk_id=0))
@@ -249,7 +249,7 @@ def test_D13_a_vocabulary_that_holds_control_tokens_makes_none_of_text():
 def test_a_letter_that_the_vocabulary_lacks_is_no_control_token():
     """It becomes the unknown token: the row is trained, and one that spells the token's name has letters for it.
 
-    Mutation: jaxpost/data/controls.py: `return self.id_set - {self.tokenizer.unk_token_id}` -> `return self.id_set`
+    Mutation: jaxpost/data/chat/controls.py: `self.id_set - {self.tokenizer.unk_token_id}` -> `self.id_set`
     """
     letters = ["<unk>", "</s>", *"▁abcdefghijklmnopqrstuvwxyz<>/:"]
     vocabulary = {letter: index for index, letter in enumerate(letters)}
@@ -269,7 +269,7 @@ def test_a_letter_that_the_vocabulary_lacks_is_no_control_token():
 def test_D13_a_tokenizer_that_cannot_keep_them_apart_is_refused():
     """Its normalizer undoes the new spelling: an error in one line, never a forged turn.
 
-    Mutation: jaxpost/data/controls.py: `        if not self.agree(text, encoding.ids):` -> `        if False:`
+    Mutation: jaxpost/data/chat/controls.py: `        if not self.agree(text, encoding.ids):` -> `        if False:`
     """
     tokenizer = toys.toy(toys.CHATML)
     tokenizer.backend_tokenizer.normalizer = normalizers.Replace(MEANT, "")
@@ -293,7 +293,7 @@ def test_D13_rows_that_tried_are_counted_and_named(caplog):
 def test_D13_private_characters_in_a_row_that_spells_control_tokens_are_refused():
     """They could undo the marks; without a control token beside them they are text like any other.
 
-    Mutation: jaxpost/data/marking.py: `    if marker.private:` -> `    if False:`
+    Mutation: jaxpost/data/chat/marking.py: `    if marker.private:` -> `    if False:`
     """
     chat = Chat(tokenizer=families.tokenizer("chatml"))
     with pytest.raises(InputError, match=r"U\+E5C3.*line 1"):

@@ -14,14 +14,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxpost.core.errors import InputError
+from jaxpost.data.chat.prepare import Ready, all_shown, check_shown, prepare, spoken_turns
+from jaxpost.data.chat.spans import Spoken, prefix_spans, tagged_spans, token_spans
+from jaxpost.data.chat.template import folder_of, has_generation_tags
+from jaxpost.data.chat.tokens import Text, Tokens, tokenise
+from jaxpost.data.chat.turns import Chat, turns_of
+from jaxpost.data.chat.twins import twin_spans
 from jaxpost.data.examples import Tokenised
-from jaxpost.data.prepare import Ready, all_shown, check_shown, prepare, spoken_turns
 from jaxpost.data.rows import ChatRow
-from jaxpost.data.spans import Spoken, prefix_spans, tagged_spans, token_spans
-from jaxpost.data.template import folder_of, has_generation_tags
-from jaxpost.data.tokens import Text, Tokens, tokenise
-from jaxpost.data.turns import Chat, turns_of
-from jaxpost.data.twins import twin_spans
 
 
 def encode_chats(chat: Chat, rows: Sequence[ChatRow]) -> list[Tokenised | None]:

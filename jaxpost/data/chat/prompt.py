@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxpost.data.prepare import prepare
+from jaxpost.data.chat.prepare import prepare
+from jaxpost.data.chat.template import render
+from jaxpost.data.chat.tokens import Text, tokenise
+from jaxpost.data.chat.turns import Chat
 from jaxpost.data.rows import ChatRow, make_row
-from jaxpost.data.template import render
-from jaxpost.data.tokens import Text, tokenise
-from jaxpost.data.turns import Chat
 
 
 def encode_prompt(

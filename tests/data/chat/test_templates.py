@@ -12,12 +12,12 @@ import toy_tokenizer as toys
 from families import FAMILIES
 
 from jaxpost.core.errors import InputError
-from jaxpost.data.chat import encode_chats
-from jaxpost.data.prompt import encode_prompt, stop_tokens
+from jaxpost.data.chat.masks import encode_chats
+from jaxpost.data.chat.prompt import encode_prompt, stop_tokens
+from jaxpost.data.chat.template import render
+from jaxpost.data.chat.turns import Chat
+from jaxpost.data.chat.twins import family_templates, proven, trial_rows, twin_spans
 from jaxpost.data.rows import make_row
-from jaxpost.data.template import render
-from jaxpost.data.turns import Chat
-from jaxpost.data.twins import family_templates, proven, trial_rows, twin_spans
 
 TEXTS = ("the thing", "  the\n\n", "naïve 日本語 😀", "and\tthe ", "{{ bos_token }}", "a < b", "[x]", "{% endfor %}")
 TOOL = {
@@ -70,7 +70,7 @@ def both(name):
 def test_D1_D3_ids_of_the_template_and_the_answers_trained(name):
     """Two turns, both trained with their stop token, nothing else; one BOS, as the template writes it.
 
-    Mutation: jaxpost/data/chat.py: `            said = twin_spans(chat, row, template)` -> `            said = None`
+    Mutation: jaxpost/data/chat/masks.py: `    said = twin_spans(chat, row, template)` -> `    said = None`
     """
     family = FAMILIES[name]
     for chat in both(name):
@@ -145,8 +145,8 @@ def test_D1_a_template_of_no_twin_by_prefixes(system):
 def test_a_twin_is_used_only_where_it_renders_the_same():
     """Another word in the checkpoint's template, or in what a row alone brings out, and no twin is taken.
 
-    Mutation: jaxpost/data/twins.py: `if rendered.text == text and len` -> `if len`
-    Mutation: jaxpost/data/twins.py: `return bool(known) and all(` -> `return bool(known) and any(`
+    Mutation: jaxpost/data/chat/twins.py: `if rendered.text == text and len` -> `if len`
+    Mutation: jaxpost/data/chat/twins.py: `return bool(known) and all(` -> `return bool(known) and any(`
     """
     shipped = families.untagged(family_templates()["qwen3"])
     messages = toys.messages("q", "a", "r", "b")
@@ -165,7 +165,7 @@ def test_a_twin_is_used_only_where_it_renders_the_same():
 @pytest.mark.parametrize("name", PREFIXES_FAIL)
 def test_templates_that_need_a_twin_are_refused_without(name, monkeypatch):
     """The list of families for which prefixes do not do: the third rung is not idle."""
-    monkeypatch.setattr("jaxpost.data.twins.family_templates", dict)
+    monkeypatch.setattr("jaxpost.data.chat.twins.family_templates", dict)
     chat = chat_of(name)
     tools = [TOOL] if name.startswith("mistral") else None
     with pytest.raises(InputError, match=f"toy/{name}.*Add the tags"):
@@ -177,7 +177,7 @@ def test_templates_that_need_a_twin_are_refused_without(name, monkeypatch):
 def test_D1_D10_tools_and_their_calls(name, form):
     """Tools reach the template, calls are trained, results are not. Arguments that are JSON already are encoded once.
 
-    Mutation: jaxpost/data/prepare.py: `    return {**call, "arguments": arguments} if` -> `    return call if`
+    Mutation: jaxpost/data/chat/prepare.py: `    return {**call, "arguments": arguments} if` -> `    return call if`
     """
     call = CALL
     if form == "strings":
@@ -203,8 +203,8 @@ def test_D1_D10_tools_and_their_calls(name, form):
 
 @pytest.mark.parametrize("what", ["tools", "tool_calls"])
 def test_D10_what_the_template_drops_is_refused(what):
-    """Mutation: jaxpost/data/prepare.py: `        _require(chat, ready, "tools", _name(tool), text)` -> `        pass`
-    Mutation: jaxpost/data/prepare.py: `_require(chat, ready, f"messages[{index}].tool_calls", _name(call), said)` -> `pass`
+    """Mutation: jaxpost/data/chat/prepare.py: `        _require(chat, ready, "tools", _name(tool), text)` -> `        pass`
+    Mutation: jaxpost/data/chat/prepare.py: `_require(chat, ready, f"messages[{index}].tool_calls", _name(call), said)` -> `pass`
     """  # noqa: E501
     chat = chat_of("smollm2")
     messages = toys.messages("q", "a")
@@ -216,7 +216,7 @@ def test_D10_what_the_template_drops_is_refused(what):
 
 
 def test_D10_template_arguments_reach_the_template_in_training_and_in_generation():
-    """Mutation: jaxpost/data/prompt.py: `None if kwargs is None else dict(kwargs)` -> `None`"""
+    """Mutation: jaxpost/data/chat/prompt.py: `None if kwargs is None else dict(kwargs)` -> `None`"""
     chat = chat_of("llama3_2")
     kwargs = {"date_string": "1 Jan 2000"}
     encoded = encode(chat, toys.messages("q", "a"), chat_template_kwargs=kwargs)
@@ -229,7 +229,7 @@ def test_D10_template_arguments_reach_the_template_in_training_and_in_generation
 def test_D15_training_and_generation_split_at_the_same_place(name):
     """What is not trained before an answer is what generation is given; the trained ids end with a stop token.
 
-    Mutation: jaxpost/data/prompt.py: `ready.row, prompt=True).text` -> `ready.row).text`
+    Mutation: jaxpost/data/chat/prompt.py: `ready.row, prompt=True).text` -> `ready.row).text`
     """
     chat = chat_of(name)
     # Mistral's templates show the system message only where a question is the last of all.
@@ -249,7 +249,7 @@ def test_D15_training_and_generation_split_at_the_same_place(name):
 def test_D3_the_first_of_two_stop_tokens_ends_the_turn(name):
     """Phi writes its EOS after the last turn's end: generation has stopped before it.
 
-    Mutation: jaxpost/data/chat.py: `            stop = place` -> `            continue`
+    Mutation: jaxpost/data/chat/masks.py: `            stop = place` -> `            continue`
     """
     for chat in both(name):
         encoded = encode(chat, toys.messages("q", "the thing"))
@@ -259,7 +259,7 @@ def test_D3_the_first_of_two_stop_tokens_ends_the_turn(name):
 
 @pytest.mark.parametrize("name", ["phi3", "phi3_5"])
 def test_D15_a_header_token_that_takes_the_blanks_behind_it_is_not_trained(name):
-    """Mutation: jaxpost/data/chat.py: `            start += 1` -> `            break`"""
+    """Mutation: jaxpost/data/chat/masks.py: `            start += 1` -> `            break`"""
     for chat in both(name):
         encoded = encode(chat, toys.messages("q", "  the thing"))
         assert trained_texts(chat, encoded)[0].strip() == "the thing<|end|>"

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxpost.core.errors import InputError
+from jaxpost.data.chat.template import folder_of, render
+from jaxpost.data.chat.turns import Chat, turns_of
 from jaxpost.data.rows import ChatRow
-from jaxpost.data.template import folder_of, render
-from jaxpost.data.turns import Chat, turns_of
 
 Span = tuple[int, int]
 

@@ -1,0 +1,1 @@
+"""Conversations -> token ids and masks: templates, the marks round a turn, control tokens."""
