@@ -6,7 +6,7 @@ import itertools
 import json
 import logging
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from jaxpost.core.errors import InputError
 from jaxpost.data.chat.masks import encode_chats
@@ -18,6 +18,7 @@ from jaxpost.data.rows import BadRow, ChatRow, CompletionRow, Row, TextRow
 
 OVERLONG = ("truncate", "drop", "error")
 CHUNK_ROWS = 1024  # tokenised at a time: enough for the tokenizer's threads, little to hold in memory
+R = TypeVar("R", bound=Row | BadRow)
 log = logging.getLogger(__name__)
 
 
@@ -83,7 +84,7 @@ def encode_stream(
                 raise InputError(row.reason)
             tally.add_bad(row.reason)
             continue
-        example, note = _fit(row, tokens, options.max_length, options.overlong)
+        example, note = fit(row, tokens, options.max_length, options.overlong)
         tally.counts.update(filter(None, [note]))
         if example is None or tokens is None:
             continue
@@ -129,7 +130,7 @@ def _tokenise(
         if options.last_only:
             chunk = [_last_turn(row) if isinstance(row, ChatRow) else row for row in chunk]
         try:
-            yield from _tokenise_chunk(plain, chat, chunk)
+            yield from tokenise_chunk(plain, chat, chunk)
         except InputError:
             if not options.skip_bad_rows:
                 raise
@@ -137,9 +138,8 @@ def _tokenise(
             yield from itertools.chain.from_iterable(_tokenise_alone(plain, chat, row) for row in chunk)
 
 
-def _tokenise_chunk(
-    plain: Plain, chat: Chat, chunk: Sequence[Row | BadRow]
-) -> Sequence[tuple[Row | BadRow, Tokenised | None]]:
+def tokenise_chunk(plain: Plain, chat: Chat, chunk: Sequence[R]) -> Sequence[tuple[R, Tokenised | None]]:
+    """Each row with its tokens; None for a broken one, and for a conversation without a trained turn."""
     encoded = {
         TextRow: iter(encode_texts(plain, [row for row in chunk if isinstance(row, TextRow)])),
         CompletionRow: iter(encode_completions(plain, [row for row in chunk if isinstance(row, CompletionRow)])),
@@ -151,7 +151,7 @@ def _tokenise_chunk(
 
 def _tokenise_alone(plain: Plain, chat: Chat, row: Row | BadRow) -> Sequence[tuple[Row | BadRow, Tokenised | None]]:
     try:
-        return _tokenise_chunk(plain, chat, [row])
+        return tokenise_chunk(plain, chat, [row])
     except InputError as error:
         return [(BadRow(source=row.source, where=row.where, reason=str(error)), None)]
 
@@ -161,7 +161,7 @@ def _last_turn(row: ChatRow) -> ChatRow:
     return dataclasses.replace(row, trained_from=max([row.trained_from, *turns]))
 
 
-def _fit(row: Row, tokens: Tokenised | None, max_length: int, overlong: str) -> tuple[Example | None, str | None]:
+def fit(row: Row, tokens: Tokenised | None, max_length: int, overlong: str) -> tuple[Example | None, str | None]:
     """The example that a row becomes, if any, and the counter that tells what happened to it, if anything did."""
     if tokens is None:
         return None, "dropped_no_assistant"

@@ -1,21 +1,28 @@
-"""The core's functions as both views call them, with no logits unless they are asked for."""
+"""The methods of both views: the core's functions on a view's tree, with no logits unless they are asked for.
+
+A view has a `config`, gives its parameter tree by `_tree()`, and takes these functions as its methods.
+"""
 
 from typing import Any
 
 from jaxtyping import Array, Float, Int
 
+from jaxpost import objectives
 from jaxpost.models import decoder
-from jaxpost.models.config import ModelConfig
-from jaxpost.objectives import token_logprobs
 
-__all__ = ["hidden_states", "logits", "token_logprobs"]
 
-logits = decoder.forward
+def logits(
+    self: Any,
+    tokens: Int[Array, " B T"],
+    segment_ids: Int[Array, " B T"] | None = None,
+    positions: Int[Array, " B T"] | None = None,
+) -> Float[Array, " B T V"]:
+    """Logits in float32: `jaxpost.forward`. For training, `token_logprobs` needs far less memory."""
+    return decoder.forward(self.config, self._tree(), tokens, segment_ids, positions)
 
 
 def hidden_states(
-    config: ModelConfig,
-    params: decoder.Params,
+    self: Any,
     tokens: Int[Array, " B T"],
     segment_ids: Int[Array, " B T"] | None = None,
     positions: Int[Array, " B T"] | None = None,
@@ -23,5 +30,20 @@ def hidden_states(
     dtype: Any = None,
     remat: str = "none",
 ) -> Float[Array, " B T D"]:
-    """Final-norm hidden states: see `models.decoder.hidden_states`."""
-    return decoder.hidden_states(config, params, tokens, segment_ids, positions, dtype=dtype, remat=remat)
+    """Final-norm hidden states: `models.decoder.hidden_states`, for heads of one's own."""
+    return decoder.hidden_states(self.config, self._tree(), tokens, segment_ids, positions, dtype=dtype, remat=remat)
+
+
+def token_logprobs(
+    self: Any,
+    tokens: Int[Array, " B T"],
+    segment_ids: Int[Array, " B T"] | None = None,
+    positions: Int[Array, " B T"] | None = None,
+    *,
+    dtype: Any = None,
+    remat: str = "none",
+) -> Float[Array, " B T_minus_1"]:
+    """log p of each next token in nats, never forming the logits: `jaxpost.token_logprobs`."""
+    return objectives.token_logprobs(
+        self.config, self._tree(), tokens, segment_ids, positions, dtype=dtype, remat=remat
+    )

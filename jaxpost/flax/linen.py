@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from flax import linen as nn
-from jaxtyping import Array, Float, Int
 
 from jaxpost.core.errors import InputError
 from jaxpost.flax import calls
@@ -39,38 +38,9 @@ class LinenModel(nn.Module):
             for name, part in random_params(self.make_rng("params"), self.config).items():
                 self.param(name, lambda _, part=part: part)
 
-    def __call__(
-        self,
-        tokens: Int[Array, " B T"],
-        segment_ids: Int[Array, " B T"] | None = None,
-        positions: Int[Array, " B T"] | None = None,
-    ) -> Float[Array, " B T V"]:
-        """Logits in float32: `jaxpost.forward`. For training, `token_logprobs` needs far less memory."""
-        return calls.logits(self.config, self._tree(), tokens, segment_ids, positions)
-
-    def hidden_states(
-        self,
-        tokens: Int[Array, " B T"],
-        segment_ids: Int[Array, " B T"] | None = None,
-        positions: Int[Array, " B T"] | None = None,
-        *,
-        dtype: Any = None,
-        remat: str = "none",
-    ) -> Float[Array, " B T D"]:
-        """Final-norm hidden states: `models.decoder.hidden_states`, for heads of one's own."""
-        return calls.hidden_states(self.config, self._tree(), tokens, segment_ids, positions, dtype=dtype, remat=remat)
-
-    def token_logprobs(
-        self,
-        tokens: Int[Array, " B T"],
-        segment_ids: Int[Array, " B T"] | None = None,
-        positions: Int[Array, " B T"] | None = None,
-        *,
-        dtype: Any = None,
-        remat: str = "none",
-    ) -> Float[Array, " B T_minus_1"]:
-        """log p of each next token in nats, never forming the logits: `jaxpost.token_logprobs`."""
-        return calls.token_logprobs(self.config, self._tree(), tokens, segment_ids, positions, dtype=dtype, remat=remat)
+    __call__ = calls.logits
+    hidden_states = calls.hidden_states
+    token_logprobs = calls.token_logprobs
 
     def _tree(self) -> Mapping[str, Any]:
         # Not by `self.param`: it would compare shapes leaf by leaf, and a bound tree has others.

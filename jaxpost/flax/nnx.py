@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
 
 from jaxpost.core.errors import InputError
 from jaxpost.core.tree import path_string
@@ -60,38 +59,12 @@ class NNXModel(nnx.Module):
         is_variable = lambda x: isinstance(x, nnx.Variable)  # noqa: E731
         return {name: jax.tree.map(value, getattr(self, name), is_leaf=is_variable) for name in self.parts}
 
-    def __call__(
-        self,
-        tokens: Int[Array, " B T"],
-        segment_ids: Int[Array, " B T"] | None = None,
-        positions: Int[Array, " B T"] | None = None,
-    ) -> Float[Array, " B T V"]:
-        """Logits in float32: `jaxpost.forward`. For training, `token_logprobs` needs far less memory."""
-        return calls.logits(self.config, self.params, tokens, segment_ids, positions)
+    __call__ = calls.logits
+    hidden_states = calls.hidden_states
+    token_logprobs = calls.token_logprobs
 
-    def hidden_states(
-        self,
-        tokens: Int[Array, " B T"],
-        segment_ids: Int[Array, " B T"] | None = None,
-        positions: Int[Array, " B T"] | None = None,
-        *,
-        dtype: Any = None,
-        remat: str = "none",
-    ) -> Float[Array, " B T D"]:
-        """Final-norm hidden states: `models.decoder.hidden_states`, for heads of one's own."""
-        return calls.hidden_states(self.config, self.params, tokens, segment_ids, positions, dtype=dtype, remat=remat)
-
-    def token_logprobs(
-        self,
-        tokens: Int[Array, " B T"],
-        segment_ids: Int[Array, " B T"] | None = None,
-        positions: Int[Array, " B T"] | None = None,
-        *,
-        dtype: Any = None,
-        remat: str = "none",
-    ) -> Float[Array, " B T_minus_1"]:
-        """log p of each next token in nats, never forming the logits: `jaxpost.token_logprobs`."""
-        return calls.token_logprobs(self.config, self.params, tokens, segment_ids, positions, dtype=dtype, remat=remat)
+    def _tree(self) -> Mapping[str, Any]:
+        return self.params
 
 
 def to_nnx(model: Model, params: Any = None) -> NNXModel:

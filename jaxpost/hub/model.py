@@ -1,6 +1,6 @@
 """A loaded language model: configuration, parameters, and the folder that it came from."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -43,14 +43,29 @@ class Model:
         return load_tokenizer(self.folder)
 
     @cached_property
-    def stop_ids(self) -> frozenset[int]:
-        """Every id that config.json or generation_config.json says ends generation (they may differ), and the EOS of a
-        given tokenizer."""
-        path = self.folder / "generation_config.json" if self.folder is not None else None
+    def written_stops(self) -> dict[str, frozenset[int]]:
+        """By file the ids that it says end generation, none where it names none: config.json and
+        generation_config.json may differ."""
+        path = None if self.folder is None else self.folder / "generation_config.json"
         written = read_json(path) if path is not None and path.exists() else {}
-        ids = [settings.get("eos_token_id") for settings in (self.hf_config, written)]
-        ids.append(None if self.given_tokenizer is None else self.given_tokenizer.eos_token_id)
-        return frozenset(i for part in ids for i in (part if isinstance(part, list) else [part]) if i is not None)
+        files = {"config.json": self.hf_config, "generation_config.json": written}
+        return {name: ids_of(settings.get("eos_token_id")) for name, settings in files.items()}
+
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:
+        """Every id that one of the files says ends generation, and the EOS of a given tokenizer."""
+        given = None if self.given_tokenizer is None else self.given_tokenizer.eos_token_id
+        return ids_of(given).union(*self.written_stops.values())
+
+
+def ids_of(written: int | Sequence[int | None] | None) -> frozenset[int]:
+    """The ids of an `eos_token_id`, which may be one, several or null.
+
+    >>> ids_of(2), ids_of([2, 7]), ids_of(None)
+    (frozenset({2}), frozenset({2, 7}), frozenset())
+    """
+    listed = written if isinstance(written, Sequence) else [written]
+    return frozenset(i for i in listed if i is not None)
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from jaxpost.core.config import load_config
 from jaxpost.core.errors import InputError
-from jaxpost.core.files import read_json, refuse_existing, write_json
+from jaxpost.core.files import refuse_existing, write_json
 from jaxpost.data.chat.turns import Chat
 from jaxpost.data.checks.duplicates import duplicate_findings, overlap_findings
 from jaxpost.data.checks.findings import CHECKS, Finding
@@ -17,10 +17,9 @@ from jaxpost.data.checks.rows import Context
 from jaxpost.data.checks.survey import Survey, packing_findings, survey
 from jaxpost.data.plain import Plain
 from jaxpost.data.sources import read_rows
-from jaxpost.hub.model import Model
+from jaxpost.hub.model import Model, ids_of
 from jaxpost.hub.source import find_folder, read_config
-from jaxpost.hub.tokenizer_files import adapter_tokenizer
-from jaxpost.recipes.chat_template import with_chat_template
+from jaxpost.recipes.chat_template import with_tokenizer
 from jaxpost.recipes.doctor_config import DoctorConfig
 from jaxpost.recipes.doctor_numerics import Deviation, compare, numerics_findings
 from jaxpost.recipes.doctor_options import option_findings
@@ -80,10 +79,7 @@ def described(config: SftConfig) -> Model:
     folder = find_folder(config.model)
     hf, shape = read_config(folder)
     model = Model(config=shape, params={}, folder=folder, hf_config=hf)
-    if config.chat_template is not None:
-        return with_chat_template(model, config.chat_template, trains_rows=config.full)
-    own = None if config.adapter is None else adapter_tokenizer(config.adapter, shape.vocab_size)
-    return dataclasses.replace(model, given_tokenizer=own)
+    return with_tokenizer(model, config.adapter, config.chat_template, trains_rows=config.full)
 
 
 def context_of(model: Model, max_length: int) -> Context:
@@ -94,21 +90,8 @@ def context_of(model: Model, max_length: int) -> Context:
         plain=Plain(tokenizer=model.tokenizer),
         vocab_size=model.config.vocab_size,
         max_length=max_length,
-        stops=_stops(model),
+        stops={"the tokenizer": ids_of(model.tokenizer.eos_token_id), **model.written_stops},
     )
-
-
-def _stops(model: Model) -> dict[str, frozenset[int]]:
-    """By file the ids that end generation; none where it names none."""
-    assert model.folder is not None, "a described model has a folder"
-    path = model.folder / "generation_config.json"
-    written = {
-        "the tokenizer": model.tokenizer.eos_token_id,
-        "config.json": model.hf_config.get("eos_token_id"),
-        "generation_config.json": read_json(path).get("eos_token_id") if path.exists() else None,
-    }
-    listed = {name: ids if isinstance(ids, list) else [ids] for name, ids in written.items()}
-    return {name: frozenset(i for i in ids if i is not None) for name, ids in listed.items()}
 
 
 def _look(config: SftConfig, model: Model) -> tuple[Inspected, Survey | None, list[Finding]]:

@@ -1,6 +1,5 @@
 """`jaxpost generate`: prompts in, completions out, to a file, to the terminal, or in a conversation."""
 
-import dataclasses
 import json
 import math
 import sys
@@ -16,8 +15,7 @@ from jaxpost.core.files import refuse_existing_file, write_file
 from jaxpost.data.prompts import Prompt, read_prompts
 from jaxpost.hub.checkpoint import load
 from jaxpost.hub.peft import load_adapter
-from jaxpost.hub.tokenizer_files import adapter_tokenizer
-from jaxpost.recipes.chat_template import with_chat_template
+from jaxpost.recipes.chat_template import with_tokenizer
 from jaxpost.recipes.generate_chat import converse
 from jaxpost.recipes.generate_config import GenerateConfig, check
 from jaxpost.sampling.generate import Completion, Generator, Limits
@@ -110,9 +108,7 @@ def _generator(config: GenerateConfig) -> Generator:
     params = model.params
     if config.adapter is not None:
         params = bind(params, load_adapter(config.adapter, model))
-        model = dataclasses.replace(model, given_tokenizer=adapter_tokenizer(config.adapter, model.config.vocab_size))
-    if config.chat_template is not None:
-        model = with_chat_template(model, config.chat_template, trains_rows=False)
+    model = with_tokenizer(model, config.adapter, config.chat_template, trains_rows=False)
     return Generator(model, params=params)
 
 

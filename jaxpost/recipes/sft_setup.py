@@ -18,9 +18,8 @@ from jaxpost.data.examples import Counts, Encoded, Example
 from jaxpost.hub.checkpoint import load
 from jaxpost.hub.model import Model
 from jaxpost.hub.peft import load_adapter
-from jaxpost.hub.tokenizer_files import adapter_tokenizer
 from jaxpost.objectives import adapter_policy, full_policy, make_score, sft
-from jaxpost.recipes.chat_template import with_chat_template
+from jaxpost.recipes.chat_template import with_tokenizer
 from jaxpost.recipes.sft_config import SftConfig, resolve
 from jaxpost.recipes.sft_evaluation import Evaluation
 from jaxpost.sharding import batch_sharding, dropped_axes, make_mesh, replicated, tree_shardings
@@ -77,11 +76,7 @@ def prepare(config: SftConfig) -> Setup:
     assert config.learning_rate is not None, "filled in by resolve"
     mesh = _mesh(config)
     model = load(config.model, dtype="float32" if config.full else config.dtype, mesh=mesh)
-    if config.chat_template is not None:
-        model = with_chat_template(model, config.chat_template, trains_rows=config.full)
-    elif config.adapter is not None:  # with the template that it was trained with
-        own = adapter_tokenizer(config.adapter, model.config.vocab_size)
-        model = dataclasses.replace(model, given_tokenizer=own)
+    model = with_tokenizer(model, config.adapter, config.chat_template, trains_rows=config.full)
     encoded = _encode(config, model, config.data)
     held_out = _encode_held_out(config, model)
     plan = batch_plan(config, encoded.examples)

@@ -34,8 +34,8 @@ def batch(model, seed, rows=2, length=19):
 def test_the_parameters_are_the_core_tree_and_the_functions_the_core_functions(tmp_path, family):
     """Every method gives the core's numbers, bit for bit; nothing is copied; frozen dictionaries do as well.
 
-    Mutation: jaxpost/flax/linen.py: `return calls.logits(self.config, self._tree(), tokens, segment_ids, positions)` -> `return calls.logits(self.config, self._tree(), tokens, segment_ids)`
-    Mutation: jaxpost/flax/calls.py: `dtype=dtype, remat=remat` -> `remat=remat`
+    Mutation: jaxpost/flax/calls.py: `decoder.forward(self.config, self._tree(), tokens, segment_ids, positions)` -> `decoder.forward(self.config, self._tree(), tokens, segment_ids)`
+    Mutation: jaxpost/flax/calls.py: `return decoder.hidden_states(self.config, self._tree(), tokens, segment_ids, positions, dtype=dtype` -> `return decoder.hidden_states(self.config, self._tree(), tokens, segment_ids, positions, dtype=None`
     """  # noqa: E501
     model = jaxpost.load(tiny.make(tmp_path, family, seed=1, num_hidden_layers=2))
     module, variables = to_linen(model)

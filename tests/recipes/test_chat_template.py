@@ -41,7 +41,7 @@ def test_full_training_grows_the_vocabulary_and_trains_the_new_rows(sft, places,
     """Embedding and head have a row for each new token, and it moves; config, tokenizer and template fit.
 
     Mutation: jaxpost/hub/grow.py: `hf_config={**model.hf_config, "vocab_size": size}` -> `hf_config=model.hf_config`
-    Mutation: jaxpost/recipes/sft_setup.py: `model = with_chat_template(model, config.chat_template, trains_rows=config.full)` -> `pass`
+    Mutation: jaxpost/recipes/chat_template.py: `return model if option is None else` -> `return model if True else`
     """  # noqa: E501
     run = train(sft, places, model, "--full", "--chat-template", str(places / "new.jinja"))
     assert run.status == 0, run.stderr
@@ -94,7 +94,7 @@ def test_an_exported_adapter_has_the_template_that_it_was_trained_with(sft, plac
 def test_an_adapter_is_trained_further_with_its_own_template(sft, places):
     """The base has none; the second folder holds it again.
 
-    Mutation: jaxpost/recipes/sft_setup.py: `model = dataclasses.replace(model, given_tokenizer=own)` -> `pass`
+    Mutation: jaxpost/recipes/chat_template.py: `if own is not None:` -> `if False:`
     """
     first = train(sft, places, "padded", "--chat-template", "chatml")
     second = train(sft, places, "padded", "--adapter", str(first.out))

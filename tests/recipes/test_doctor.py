@@ -4,13 +4,16 @@ import json
 import random
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import tiny
 from sft_runs import write_rows
 
+import jaxpost
 from jaxpost.cli import main
 from jaxpost.data.checks.findings import CHECKS
+from jaxpost.hub.tokenizer_files import write_tokenizer
 from jaxpost.recipes import doctor_numerics as numerics
 
 BOS = "<|eot|>"
@@ -274,11 +277,21 @@ def test_it_takes_the_options_of_sft_and_writes_nothing_else(doctor, tmp_path):
     assert shown == [0, 3]
 
 
-def test_the_tokenizer_is_the_one_that_training_would_take(doctor):
-    """Mutation: jaxpost/recipes/doctor.py: `if config.chat_template is not None:` -> `if False:`"""
+def test_the_tokenizer_is_the_one_that_training_would_take(doctor, tmp_path):
+    """The base's, one with a template that is given, or that of the adapter to go on from.
+
+    Mutation: jaxpost/recipes/doctor.py: `config.adapter, config.chat_template,` -> `config.adapter, None,`
+    Mutation: jaxpost/recipes/doctor.py: `config.adapter, config.chat_template,` -> `None, config.chat_template,`
+    """
     bare = {"model": {"template": None}}
     assert doctor(bare)[0] == 2
     status, found, _ = doctor(bare, "--chat-template", "chatml")
+    assert (status, found) == (0, [])
+    model = jaxpost.load(model_of(tmp_path / "with a template"))
+    adapter = Path(tmp_path, "adapter")
+    jaxpost.save_adapter(adapter, jaxpost.adapters.init(jax.random.key(0), model, rank=2), model)
+    write_tokenizer(adapter, model.tokenizer)
+    status, found, _ = doctor(bare, "--adapter", str(adapter))
     assert (status, found) == (0, [])
 
 

@@ -119,7 +119,7 @@ def test_an_adapter_is_sampled_with(run, folder, tmp_path):
 
 
 def test_a_template_that_is_given_is_used(run, tmp_path, data):
-    """Mutation: jaxpost/recipes/generate.py: `if config.chat_template is not None:` -> `if False:`"""
+    """Mutation: jaxpost/recipes/generate.py: `config.adapter, config.chat_template,` -> `config.adapter, None,`"""
     (tmp_path / "t.jinja").write_text("{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}")
     own, given = run("--data", data)[1], run("--data", data, "--chat-template", str(tmp_path / "t.jinja"))[1]
     assert own[0] == given[0] and own[1]["logp"] != given[1]["logp"]

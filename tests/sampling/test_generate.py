@@ -71,7 +71,7 @@ def test_R5b_generation_stops_at_any_stop_id(tmp_path):
     """Of the tokenizer, of config.json, of generation_config.json: three ids. The stop id is in tokens, not in text.
 
     Mutation: jaxpost/sampling/generate.py: `self.text(ids[:-1] if stopped else ids)` -> `self.text(ids)`
-    Mutation: jaxpost/hub/model.py: `for settings in (self.hf_config, written)]` -> `for settings in (self.hf_config,)]`
+    Mutation: jaxpost/hub/model.py: `"generation_config.json": written}` -> `}`
     """
     folder = tiny.make(tmp_path / "model", "llama", num_hidden_layers=2)
     free = jaxpost.generate(jaxpost.load(folder, dtype="float32"), ["abc"], max_new_tokens=12, temperature=1.0)[0]

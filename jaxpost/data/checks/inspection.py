@@ -4,19 +4,17 @@ import collections
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int64
 
 from jaxpost.core.errors import InputError
-from jaxpost.data.chat.masks import encode_chats
 from jaxpost.data.checks.duplicates import Digester, Digests
 from jaxpost.data.checks.findings import Finding, Observed, finding
 from jaxpost.data.checks.rows import Context, check_row, check_text, tokenizer_findings
+from jaxpost.data.encode import fit, tokenise_chunk
 from jaxpost.data.examples import Counts, Example, Tokenised
-from jaxpost.data.plain import encode_completions, encode_texts
-from jaxpost.data.rows import BadRow, ChatRow, CompletionRow, Row, TextRow
+from jaxpost.data.rows import BadRow, ChatRow, CompletionRow, Row
 
 LITTLE = 0.01  # share of trained tokens under which a run teaches little
 CHUNK_ROWS = 256  # tokenised at a time; where one of them is refused, each is tried alone
@@ -71,14 +69,13 @@ def inspect(context: Context, rows: Iterable[Row | BadRow], *, overlong: str, sk
         counter["chats"] += sum(isinstance(row, ChatRow) for row in chunk)
         for row, tokens in _tokenise(context, observed, chunk, broken):
             check_text(context, observed, row)
-            if tokens is None or not tokens.trained.any():
-                counter["dropped_no_assistant" if tokens is None else "dropped_empty"] += 1
-                continue
-            check_row(context, observed, row, tokens)
-            sizes.append((len(tokens.ids), int(tokens.trained.sum())))
-            example = _cut(tokens, row, context.max_length, overlong, counter, observed)
-            if example is not None:
-                examples.append(example)
+            if tokens is not None and tokens.trained.any():
+                check_row(context, observed, row, tokens)
+                _check_length(observed, row, len(tokens.ids), context.max_length, overlong)
+                sizes.append((len(tokens.ids), int(tokens.trained.sum())))
+            example, note = fit(row, tokens, context.max_length, "drop" if overlong == "error" else overlong)
+            counter.update(filter(None, [note]))
+            examples += [] if example is None else [example]
     chats = counter.pop("chats", 0)
     counts = Counts(
         rows=len(prompts),
@@ -106,46 +103,27 @@ def _tokenise(
     if context.template is None:
         chunk = [row for row in chunk if not isinstance(row, ChatRow)]
     try:
-        done = _encode(context, chunk)
+        done = list(tokenise_chunk(context.plain, context.chat, chunk))
     except InputError:
         done = []
         for row in chunk:
             try:
-                done += _encode(context, [row])
+                done += tokenise_chunk(context.plain, context.chat, [row])
             except InputError as error:
                 observed.find(broken, row.where, str(error).rstrip("."))
     yield from done
-
-
-def _encode(context: Context, chunk: Sequence[Row]) -> list[tuple[Row, Tokenised | None]]:
-    plain, chat = context.plain, context.chat
-    encoded: dict[Any, Iterator[Tokenised | None]] = {
-        TextRow: iter(encode_texts(plain, [row for row in chunk if isinstance(row, TextRow)])),
-        CompletionRow: iter(encode_completions(plain, [row for row in chunk if isinstance(row, CompletionRow)])),
-        ChatRow: iter(encode_chats(chat, [row for row in chunk if isinstance(row, ChatRow)])),
-    }
-    return [(row, next(encoded[type(row)])) for row in chunk]
 
 
 def _has_prompt(row: Row) -> bool:
     return bool(row.prompt) if isinstance(row, CompletionRow) else isinstance(row, ChatRow)
 
 
-def _cut(
-    tokens: Tokenised, row: Row, max_length: int, overlong: str, counter: collections.Counter[str], observed: Observed
-) -> Example | None:
-    """The example that is left of a row, if any; what happened to it is counted."""
-    over = len(tokens.ids) > max_length
-    if over and overlong == "error":
-        detail = f"of {len(tokens.ids)} tokens, over `--max-length` {max_length} with `--overlong error`"
-        observed.find("rows.refused", row.where, detail)
+def _check_length(observed: Observed, row: Row, length: int, max_length: int, overlong: str) -> None:
+    over = length > max_length
     observed.look("length.truncated", row.where, over and overlong == "truncate")
-    example = Example(ids=tokens.ids[:max_length], trained=tokens.trained[:max_length], source=row.source)
-    if not over:
-        return example
-    gone = not example.trained.any()
-    counter["dropped_overlong" if overlong != "truncate" else "dropped_truncated" if gone else "truncated"] += 1
-    return None if gone or overlong != "truncate" else example
+    if over and overlong == "error":
+        detail = f"of {length} tokens, over `--max-length` {max_length} with `--overlong error`"
+        observed.find("rows.refused", row.where, detail)
 
 
 def _count_findings(counts: Counts) -> list[Finding]:
