@@ -224,7 +224,7 @@ def _warn(counts: Counts, first: dict[str, str], folder: str) -> None:
         )
     if counts.unshown_messages:
         log.warning(
-            "in %d rows the chat template of %s leaves a system or user message out (first at %s): the model is "
-            "trained without it. See the template.",
+            "in %d rows the chat template of %s leaves a message out (first at %s), of a role perhaps that it does not "
+            "know: the model is trained without it. See the template.",
             *(counts.unshown_messages, folder, first["unshown_messages"]),
         )

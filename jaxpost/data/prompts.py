@@ -77,7 +77,7 @@ class PromptEncoder:
 
 
 def read_prompts(data: str | Path | Sequence[str | Path]) -> list[Prompt]:
-    """The prompts of items of `--data`: `prompt` (a string or messages), or `messages` up to the last user's turn.
+    """The prompts of items of `--data`: `prompt` (a string or messages), or `messages` up to the last answer.
 
     A row's other columns may be anything.
 
@@ -123,10 +123,13 @@ def as_prompt(content: Any, where: str) -> Prompt:
 
 
 def _asked(messages: list[dict[str, Any]], name: str, where: str) -> list[dict[str, Any]]:
-    """Messages up to the last user turn; a `prompt` ends where it ends."""
+    """Messages without the last answer, so that they end with the user or with what a tool gave; a `prompt` ends where
+    it ends."""
     if name == "prompt":
         return messages
-    users = [index for index, message in enumerate(messages) if message["role"] == "user"]
-    if not users:
+    if not any(message["role"] == "user" for message in messages):
         raise InputError(f"`messages` must hold a turn of the user; got none at {where}. Fix or remove the row.")
-    return messages[: users[-1] + 1]
+    end = len(messages)
+    while messages[end - 1]["role"] == "assistant":
+        end -= 1
+    return messages[:end]

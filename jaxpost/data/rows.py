@@ -11,7 +11,7 @@ through a chat template:
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jaxpost.core.errors import InputError, suggestion
@@ -19,6 +19,7 @@ from jaxpost.data.sharegpt import to_messages
 
 FORMS = (("text",), ("prompt", "completion"), ("messages",), ("conversations",))
 COLUMNS = {name for form in FORMS for name in form} | {"system", "tools", "chat_template_kwargs"}
+MAX_DEPTH = 100  # of lists and objects in a row
 # Arguments of the renderer itself: a row must not overrule them through `chat_template_kwargs`.
 RESERVED_TEMPLATE_KWARGS = (
     *("messages", "conversations", "tools", "chat_template", "add_generation_prompt", "continue_final_message"),
@@ -79,6 +80,7 @@ def make_row(columns: Mapping[str, Any], *, source: int, where: str) -> Row:
     TextRow(source=1, where='data.jsonl line 1', text='hello')
     """
     form = _form(columns, where)
+    _check_depth([columns.get(name) for name in COLUMNS], where)
     if form == ("text",):
         _refuse_template_columns(columns, where)
         return TextRow(source=source, where=where, text=_string(columns, "text", where))
@@ -128,6 +130,19 @@ def _form(columns: Mapping[str, Any], where: str) -> tuple[str, ...]:
     raise InputError(f"a row must have {expected}; got {names} at {where}. Rename or convert the columns.{hint}")
 
 
+def _check_depth(values: list[Any], where: str) -> None:
+    """Templates, and what encodes their text, go into values by recursion."""
+    for _ in range(MAX_DEPTH):
+        values = [inner for value in values for inner in _inside(value)]
+        if not values:
+            return
+    raise InputError(f"a row must be nested at most {MAX_DEPTH} deep; got more at {where}. Fix or remove the row.")
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
 def _string(columns: Mapping[str, Any], name: str, where: str) -> str:
     value = columns[name]
     if not isinstance(value, str):
@@ -153,18 +168,65 @@ def _check_message(message: Any, name: str, where: str) -> None:
         raise InputError(
             f'`{name}` must be {{"role": string, "content": ...}}; got {got} at {where}. Fix or remove the row.{hint}'
         )
-    if message.get("weight") not in (None, 1):
+    if message["role"] == "assistant" and message.get("weight") not in (None, 1):
         raise InputError(
             f"`{name}.weight` must be 1: each turn of the assistant is trained; got {message['weight']} at {where}. "
             "Cut the conversation before the turn, or write it as `prompt` and `completion`."
         )
+    _check_content(message, f"{name}.content", where)
+    _check_calls(message, name, where)
+
+
+def _check_content(message: Mapping[str, Any], name: str, where: str) -> None:
     content = message.get("content")
     # Templates write a missing content as an empty turn and an object as its spelling: either would be trained.
     if not isinstance(content, str | list) and not (content is None and message.get("tool_calls")):
         raise InputError(
-            f"`{name}.content` must be a string or a list of parts; got {kind_of(content)} at {where}. "
-            "Fix or remove the row."
+            f"`{name}` must be a string or a list of parts; got {kind_of(content)} at {where}. Fix or remove the row."
         )
+    for index, part in enumerate(content if isinstance(content, list) else ()):
+        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            kind = f"the type {json.dumps(part.get('type'))}" if isinstance(part, dict) else kind_of(part)
+            raise InputError(
+                f'`{name}[{index}]` must be {{"type": "text", "text": string}}, as only text is trained; got {kind} at '
+                f"{where}. Fix or remove the row."
+            )
+
+
+def _check_calls(message: Mapping[str, Any], name: str, where: str) -> None:
+    """Calls of tools by name; a call that a template cannot read would be left out of the turn without a word."""
+    if message.get("function_call") is not None:
+        raise InputError(
+            f"`{name}.function_call` is the old spelling of a call, which templates leave out; got it at {where}. "
+            'Write `tool_calls`: [{"type": "function", "function": {"name": ..., "arguments": {...}}}].'
+        )
+    calls = message.get("tool_calls")
+    if calls is not None and not (isinstance(calls, list) and all(map(called, calls))):
+        got = "a call without a name" if isinstance(calls, list) else kind_of(calls)
+        raise InputError(
+            f'`{name}.tool_calls` must be a list of {{"function": {{"name": string, "arguments": ...}}}}; got {got} at '
+            f"{where}. Fix or remove the row."
+        )
+
+
+def called(tool: Any) -> str:
+    """The name of a tool's description or of a call, empty where it has none.
+
+    >>> called({"type": "function", "function": {"name": "look_up"}}), called({"name": "look_up"}), called("look_up")
+    ('look_up', 'look_up', '')
+    """
+    function = tool.get("function", tool) if isinstance(tool, Mapping) else {}
+    name = function.get("name") if isinstance(function, Mapping) else None
+    return name if isinstance(name, str) else ""
+
+
+def text_of(content: Any) -> str:
+    """A content as text: its parts joined, nothing for null.
+
+    >>> text_of([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]), text_of(None)
+    ('ab', '')
+    """
+    return "".join(part["text"] for part in content) if isinstance(content, list) else content or ""
 
 
 def tools_of(value: Any, where: str) -> list[Any] | None:

@@ -10,7 +10,7 @@ from jaxpost.data.chat.marking import mark_row
 from jaxpost.data.chat.reasoning import reasoning_of, split_reasoning
 from jaxpost.data.chat.template import TurnMarks, folder_of, template_of
 from jaxpost.data.chat.turns import Chat, turns_of
-from jaxpost.data.rows import ChatRow
+from jaxpost.data.rows import ChatRow, called, text_of
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -68,6 +68,9 @@ def _check_roles(chat: Chat, row: ChatRow) -> None:
 
 def _message(message: dict[str, Any], turn: TurnMarks) -> dict[str, Any]:
     content, reasoning = message.get("content"), reasoning_of(message)
+    if isinstance(content, list) and turn.shows_strings:  # most templates write a list as Python spells it, or drop it
+        content = text_of(content)
+        message = {**message, "content": content}
     if reasoning is not None:
         message = {**message, "reasoning_content": reasoning}
     if message["role"] == "assistant" and turn.opening and reasoning is None and isinstance(content, str):
@@ -93,24 +96,29 @@ def _call(call: Any) -> Any:
 
 
 def check_shown(chat: Chat, ready: Ready, text: str, turns: Mapping[int, str]) -> None:
-    """InputError unless tools are in the text of the conversation, and reasoning and calls in that of their turns."""
+    """InputError unless tools are in the text of the conversation, and all that a trained turn says in its text."""
     for tool in ready.row.tools or []:
-        _require(chat, ready, "tools", _name(tool), text)
+        _require(chat, ready, "tools", called(tool), text)
     for index, said in turns.items():
         message = ready.row.messages[index]
         _require(chat, ready, f"messages[{index}].reasoning_content", _reasoning(message), said)
+        _require(chat, ready, f"messages[{index}].content", _answer(message), said)
         for call in message.get("tool_calls") or []:
-            _require(chat, ready, f"messages[{index}].tool_calls", _name(call), said)
+            _require(chat, ready, f"messages[{index}].tool_calls", called(call), said)
 
 
 def all_shown(ready: Ready, text: str) -> bool:
-    """Whether every question and instruction is in the text: some templates leave the system message out."""
-    said = (m.get("content") for m in ready.row.messages if m["role"] in ("system", "user"))
-    return all(content.strip() in text for content in said if isinstance(content, str))
+    """Whether every message is in the text: some templates leave those of the system, of tools or of roles out that
+    they do not know."""
+    return all(_shows(text, _answer(message)) for message in ready.row.messages)
+
+
+def _shows(text: str, wanted: str) -> bool:
+    return wanted in text or json.dumps(wanted, ensure_ascii=False)[1:-1] in text
 
 
 def _require(chat: Chat, ready: Ready, what: str, wanted: str, text: str) -> None:
-    if wanted not in text and json.dumps(wanted, ensure_ascii=False)[1:-1] not in text:
+    if not _shows(text, wanted):
         way_out = (
             "Give another template, or end the row with that turn."
             if "reasoning" in what
@@ -123,14 +131,15 @@ def _require(chat: Chat, ready: Ready, what: str, wanted: str, text: str) -> Non
 
 
 def _reasoning(message: Mapping[str, Any]) -> str:
-    beside, parts = reasoning_of(message), split_reasoning(message.get("content"), False)
+    beside, parts = reasoning_of(message), split_reasoning(text_of(message.get("content")), False)
     return (beside if beside is not None else parts.thought if parts else "").strip()
 
 
-def _name(tool: Any) -> str:
-    function = tool.get("function", tool) if isinstance(tool, Mapping) else {}
-    name = function.get("name") if isinstance(function, Mapping) else None
-    return name if isinstance(name, str) else ""
+def _answer(message: Mapping[str, Any]) -> str:
+    """What a message says beside its reasoning."""
+    text = text_of(message.get("content"))
+    parts = split_reasoning(text, True) if message["role"] == "assistant" else None
+    return (parts.rest if parts else text).strip()
 
 
 def spoken_turns(row: ChatRow, text: str, spans: Any) -> dict[int, str]:

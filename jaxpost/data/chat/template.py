@@ -152,7 +152,7 @@ def _walk(node: jinja2.nodes.Node, collected: bool):
 def turn_marks(tokenizer: Any, template: str, kwargs: Mapping[str, Any]) -> TurnMarks:
     """Learn from a conversation of two words what a template puts before and after an assistant's answer.
 
-    A template that cannot render such a conversation gives empty marks.
+    A template that cannot render such a conversation gives no marks, and takes no strings if it takes lists of parts.
     """
     row = _trial({"content": SENTINEL}, kwargs)
     try:
@@ -160,7 +160,7 @@ def turn_marks(tokenizer: Any, template: str, kwargs: Mapping[str, Any]) -> Turn
         opened = render(tokenizer, template, row, end=1, prompt=True).text
         whole = render(tokenizer, template, row).text
     except InputError:
-        return TurnMarks()
+        return TurnMarks(shows_strings=not _takes_parts(tokenizer, template, kwargs))
     prompt = opened.removeprefix(asked) if opened.startswith(asked) else ""
     before, found, tail = whole.rpartition(SENTINEL)
     quotes = _quotes_arguments(tokenizer, template, kwargs)
@@ -172,9 +172,17 @@ def turn_marks(tokenizer: Any, template: str, kwargs: Mapping[str, Any]) -> Turn
     return TurnMarks(supplied=supplied, tail=tail, quotes_arguments=quotes)
 
 
-def _trial(answer: Mapping[str, Any], kwargs: Mapping[str, Any]) -> ChatRow:
-    messages = [{"role": "user", "content": "question"}, {"role": "assistant", **answer}]
+def _trial(answer: Mapping[str, Any], kwargs: Mapping[str, Any], question: Any = "question") -> ChatRow:
+    messages = [{"role": "user", "content": question}, {"role": "assistant", **answer}]
     return ChatRow(source=0, where="a trial conversation", messages=messages, template_kwargs=kwargs)
+
+
+def _takes_parts(tokenizer: Any, template: str, kwargs: Mapping[str, Any]) -> bool:
+    question, answer = ([{"type": "text", "text": text}] for text in ("question", SENTINEL))
+    try:
+        return SENTINEL in render(tokenizer, template, _trial({"content": answer}, kwargs, question)).text
+    except InputError:
+        return False
 
 
 def _quotes_arguments(tokenizer: Any, template: str, kwargs: Mapping[str, Any]) -> bool:

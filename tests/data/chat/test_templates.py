@@ -203,8 +203,8 @@ def test_D1_D10_tools_and_their_calls(name, form):
 
 @pytest.mark.parametrize("what", ["tools", "tool_calls"])
 def test_D10_what_the_template_drops_is_refused(what):
-    """Mutation: jaxpost/data/chat/prepare.py: `        _require(chat, ready, "tools", _name(tool), text)` -> `        pass`
-    Mutation: jaxpost/data/chat/prepare.py: `_require(chat, ready, f"messages[{index}].tool_calls", _name(call), said)` -> `pass`
+    """Mutation: jaxpost/data/chat/prepare.py: `        _require(chat, ready, "tools", called(tool), text)` -> `        pass`
+    Mutation: jaxpost/data/chat/prepare.py: `_require(chat, ready, f"messages[{index}].tool_calls", called(call), said)` -> `pass`
     """  # noqa: E501
     chat = chat_of("smollm2")
     messages = toys.messages("q", "a")
@@ -213,6 +213,37 @@ def test_D10_what_the_template_drops_is_refused(what):
     with pytest.raises(InputError, match=f"toy/smollm2.*{what}.*line 1") as caught:
         encode(chat, messages, **columns)
     assert "\n" not in str(caught.value)
+
+
+def test_D10_what_an_answer_says_beside_its_calls_is_trained_or_refused():
+    """Llama 3.1 leaves it out; Qwen 2.5 does not.
+
+    Mutation: jaxpost/data/chat/prepare.py: `_require(chat, ready, f"messages[{index}].content", _answer(message), said)` -> `pass`
+    """  # noqa: E501
+    calls = {"role": "assistant", "content": "let me look", "tool_calls": [CALL]}
+    messages = [{"role": "user", "content": "q"}, calls, RESULT, {"role": "assistant", "content": "that"}]
+    spoken = chat_of("qwen2_5")
+    assert "let me look" in trained_texts(spoken, encode(spoken, messages))[0]
+    with pytest.raises(InputError, match=r"toy/llama3_1.*messages\[1\].content.*line 1"):
+        encode(chat_of("llama3_1"), messages)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_list_of_text_parts_is_the_text_that_they_make(name):
+    """For templates that take only strings as for those that take parts, in training and in generation.
+
+    Mutation: jaxpost/data/chat/prepare.py: `isinstance(content, list) and turn.shows_strings:` -> `False:`
+    """
+    for chat in both(name):
+        strings = conversation(name, "the thing", "naïve the", "and", "so")
+        parts = [{**m, "content": [{"type": "text", "text": t} for t in halves(m["content"])]} for m in strings]
+        whole, cut = encode(chat, strings), encode(chat, parts)
+        assert cut.ids.tolist() == whole.ids.tolist() and cut.trained.tolist() == whole.trained.tolist()
+        assert encode_prompt(chat, parts[:-1]) == encode_prompt(chat, strings[:-1])
+
+
+def halves(text):
+    return text[: len(text) // 2], text[len(text) // 2 :]
 
 
 def test_D10_template_arguments_reach_the_template_in_training_and_in_generation():
