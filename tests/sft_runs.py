@@ -11,6 +11,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import tiny
 from safetensors.numpy import load_file
 
 from jaxpost import cli
@@ -70,6 +71,12 @@ def run_command(out: Path, argv: tuple[str, ...]) -> Run:
         with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
             status = cli.main([*argv, "--output", str(out)])
     return Run(status=status, out=out, stdout=stdout.getvalue(), stderr=stderr.getvalue(), compiled=compiled)
+
+
+def write_clock(path: Path) -> Path:
+    """A chat template that writes the day, as Llama 3.2's does."""
+    path.write_text("{{ '<|im_start|>system:' + strftime_now('%d %b %Y') + '<|im_end|>' }}" + tiny.CHATML)
+    return path
 
 
 def write_rows(path: Path, rows: list[Any]) -> Path:

@@ -1,6 +1,7 @@
 """`--data` -> examples on disk: each item tokenised once and kept, then put together, or mixed by weight."""
 
 import dataclasses
+import datetime
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 
 from jaxpost.core.errors import InputError
 from jaxpost.data.cache import Kept, kept, key_of
-from jaxpost.data.chat.template import folder_of
+from jaxpost.data.chat.template import asks_for_the_day, folder_of
 from jaxpost.data.encode import EncodeOptions, close, encode_stream, joint_fingerprint
 from jaxpost.data.examples import Encoded, Example, Joined, Tally
 from jaxpost.data.mixing import choose, mixture_sizes
@@ -36,6 +37,7 @@ def prepare_data(
       RunError: the tokenised data cannot be written.
     """
     sources = open_sources(data)
+    options = dataclasses.replace(options, date=options.date or datetime.date.today().isoformat())
     parts = [_kept(tokenizer, source, options) for source in sources]
     weights = [source.name.weight for source in sources if source.name.weight is not None] or None
     tally = Tally()
@@ -54,6 +56,7 @@ def prepare_data(
 
 def _kept(tokenizer: Any, source: Source, options: EncodeOptions) -> Kept:
     asked = {**dataclasses.asdict(options), "stop_ids": sorted(options.stop_ids)}
+    asked["date"] = options.date if asks_for_the_day(tokenizer) else None
     key = key_of(tokenizer, data=source.digest(), name=source.name.text, options=asked)
 
     def examples(tally: Tally) -> Iterator[Example]:

@@ -35,6 +35,7 @@ class EncodeOptions:
       skip_bad_rows: leave out and count a row that cannot be read, or that the template cannot train, instead of
         raising. A row over `max_length` and an id over the vocabulary raise as before: they tell of the options and of
         the checkpoint.
+      date: the day that templates are told which ask for it, YYYY-MM-DD; None is today.
     """
 
     max_length: int
@@ -43,6 +44,7 @@ class EncodeOptions:
     stop_ids: Collection[int] = ()
     last_only: bool = False
     skip_bad_rows: bool = False
+    date: str | None = None
 
     def __post_init__(self):
         if self.max_length < 2:
@@ -127,6 +129,7 @@ def _tokenise(
 ) -> Iterator[tuple[Row | BadRow, Tokenised | None]]:
     rows = iter(rows)
     while chunk := list(itertools.islice(rows, CHUNK_ROWS)):
+        chunk = [dataclasses.replace(row, date=options.date) if isinstance(row, ChatRow) else row for row in chunk]
         if options.last_only:
             chunk = [_last_turn(row) if isinstance(row, ChatRow) else row for row in chunk]
         try:

@@ -24,7 +24,7 @@ from jaxpost.recipes.reporting import check_reporters, open_reporters, write_sum
 from jaxpost.recipes.sft_config import LoraConfig, SftConfig
 from jaxpost.recipes.sft_fingerprints import fingerprints
 from jaxpost.recipes.sft_results import RESULTS, evaluation_line, results_line, results_of
-from jaxpost.recipes.sft_resume import Start, checkpoints, clean, find_start, go_on, meta_of, options_of
+from jaxpost.recipes.sft_resume import Start, checkpoints, clean, dated, find_start, go_on, meta_of, options_of
 from jaxpost.recipes.sft_setup import Setup, compile_steps, device_batch, parameter_line, prepare
 from jaxpost.train.checkpoint import Counters, prune, release, restore, save_checkpoint
 from jaxpost.train.loop import require_updates, train
@@ -53,6 +53,7 @@ def run(config: SftConfig) -> Path:
       Stopped: Ctrl-C or SIGTERM came; a checkpoint is there.
     """
     check_reporters(config.report_to)
+    config = dated(config)
     start = find_start(config)
     if start.finished:
         _say(*start.notes)

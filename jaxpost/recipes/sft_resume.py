@@ -1,6 +1,7 @@
 """Going on with a run of `jaxpost sft`: from which checkpoint, with which options, without what a crash left."""
 
 import dataclasses
+import datetime
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -22,10 +23,10 @@ from jaxpost.train.checkpoint import Counters, Meta, discard_after, newest_whole
 from jaxpost.train.metrics import cut_back
 
 # Options that may be others when a run goes on. These change no number of it:
-FREE = {"output", "resume", "save_steps", "save_total_limit", "max_skipped_steps", "skip_bad_rows", "report_to"}
+FREE = {"output", "resume", "date", "save_steps", "save_total_limit", "max_skipped_steps", "skip_bad_rows", "report_to"}
 # These change no row and no number beyond rounding (and which inputs dropout drops), which is said:
 ROUNDING = {"micro_batch_size", "mesh", "remat"}
-# Of `sft_fingerprints.OPTIONS` the content must stay, the name need not. Every other option must stay.
+# Of `sft_fingerprints.OPTIONS` and of the date the content must stay, the name need not. Every other option must stay.
 
 _HALF_WRITTEN = re.compile(r"\..+\.(json|jsonl|yaml|md|png)\.[a-z0-9_]{8}")  # see `write_file`
 
@@ -57,6 +58,13 @@ class Start:
 def checkpoints(config: SftConfig) -> Path:
     """The folder of a run's checkpoints."""
     return config.output / "checkpoints"
+
+
+def dated(config: SftConfig) -> SftConfig:
+    """The configuration with the day on which its run started: its run.yaml's, or today."""
+    run_yaml = config.output / "run.yaml"
+    started = load_config(SftConfig, [], run_yaml).date if config.resume and run_yaml.is_file() else None
+    return dataclasses.replace(config, date=config.date or started or datetime.date.today().isoformat())
 
 
 def find_start(config: SftConfig) -> Start:

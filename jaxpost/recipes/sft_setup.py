@@ -196,6 +196,7 @@ def _encode(config: SftConfig, model: Model, data: Sequence[str]) -> Encoded:
         vocab_size=model.config.vocab_size,
         stop_ids=model.stop_ids,
         skip_bad_rows=config.skip_bad_rows,
+        date=config.date,
     )
     return prepare_data(model.tokenizer, data, options, seed=config.seed)
 

@@ -1,6 +1,7 @@
 """Tokenised once: what a copy depends on, that it is the same as a fresh one, and what happens to a damaged one."""
 
 import dataclasses
+import datetime
 import json
 import logging
 import os
@@ -121,6 +122,22 @@ def test_all_that_the_examples_depend_on_makes_another_copy(made, data, what):
     for _ in range(2):
         prepare_data(*changed)
     assert len(made) == 2
+
+
+def test_the_day_counts_where_a_template_writes_it_and_nowhere_else(made, data):
+    """Mutation: jaxpost/data/dataset.py: `options.date if asks_for_the_day(tokenizer) else None` -> `None`
+    Mutation: jaxpost/data/dataset.py: `options.date if asks_for_the_day(tokenizer) else None` -> `options.date`
+    Mutation: jaxpost/data/encode.py: `dataclasses.replace(row, date=options.date) if isinstance(row, ChatRow) else row` -> `row`
+    Mutation: jaxpost/data/chat/template.py: `template if row.date is None else _at_day(template, row.date)` -> `template`
+    """  # noqa: E501
+    clock = "{{ strftime_now('%d %b %Y') }}" + toys.CHATML
+    today = datetime.date.today().isoformat()
+    days = [dataclasses.replace(OPTIONS, date=day) for day in ("2025-01-31", "2025-02-01", None, today)]
+    plain = [prepare_data(tokenizer(), data, day).fingerprint for day in days]
+    assert len(set(plain)) == 1 and len(made) == 1
+    dated = [prepare_data(tokenizer(clock), data, day) for day in days]
+    assert len({encoded.fingerprint for encoded in dated}) == 3 and len(made) == 4
+    assert "31 Jan 2025" in tokenizer().decode(dated[0].examples[0].ids)
 
 
 def test_other_code_and_other_versions_make_another_copy(made, data, monkeypatch):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 from safetensors.numpy import load_file
-from sft_runs import Run, run_command, write_rows
+from sft_runs import Run, run_command, write_clock, write_rows
 
 from jaxpost.core.config import load_config
 from jaxpost.core.options import options, union_members
@@ -85,6 +85,23 @@ def test_R4_ten_steps_are_five_and_five(kind, sft, rows, tmp_path):
     assert last_state(again) == last_state(whole)
     for name in ("train_results.json", "run.yaml"):
         assert (again.out / name).read_text().replace(str(again.out), str(whole.out)) == (whole.out / name).read_text()
+
+
+def test_R4_a_template_that_writes_the_day_writes_that_of_the_start(sft, rows, models, tmp_path):
+    """Also where another day has come; another one that is given is other data.
+
+    Mutation: jaxpost/recipes/sft_resume.py: `config.date or started or` -> `config.date or`
+    Mutation: jaxpost/recipes/sft_setup.py: `        date=config.date,` -> ``
+    """
+    flags = ("--chat-template", str(write_clock(tmp_path / "clock.jinja")), *SAVED)
+    whole = sft("--date", "2025-01-31", *flags, base=TEN)
+    half = interrupted(whole, tmp_path / "run", 5)
+    argv = ("sft", "--model", str(models()), "--data", str(rows), *flags, *TEN, "--resume")
+    refused = run_command(half.out, (*argv, "--date", "2025-02-01"))
+    assert refused.status == 2 and "`--data` must hold what the run was started on" in refused.stderr
+    again = run_command(half.out, argv)
+    assert again.status == 0 and again.digest() == whole.digest(), again.stderr
+    assert "date: '2025-01-31'" in (again.out / "run.yaml").read_text()
 
 
 def test_R10_a_damaged_checkpoint_is_named_and_the_one_before_it_gives_the_same(sft, tmp_path):

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 import pytest
 import tiny
-from sft_runs import SMALL, write_rows
+from sft_runs import SMALL, write_clock, write_rows
 
 from jaxpost.core.options import options, union_members
 from jaxpost.recipes.sft_config import SftConfig
@@ -17,6 +17,7 @@ FULL = ("--full", "--steps", "4", "--batch-size", "2", "--max-length", "64", "--
 EVALUATED = ("--eval-data", "{rows}", "--eval-steps", "1", *SMALL)
 # What it is evaluated on is far from what it trains on: the first step is the best.
 OVERSHOOT = ("--eval-data", "{contrary}", "--eval-steps", "1", "--learning-rate", "3e-2", *SMALL)
+DATED = ("--chat-template", "{clock}", *SMALL)
 EPOCH = ("--epochs", "1", "--batch-size", "2", "--max-length", "64", "--dtype", "float32")
 
 
@@ -92,6 +93,7 @@ ALIVE = [
     ("data", "{other_rows}", counts),
     ("adapter", "{adapter}", losses),
     ("chat_template", "chatml", files),
+    ("date", "2025-01-31", losses, DATED),
     ("full", "", shapes),
     ("lora.rank", "5", shapes),
     ("lora.alpha", "8", norms),
@@ -139,6 +141,7 @@ ALIVE = [
 # option, a value that is refused
 REFUSED = [
     ("chat_template", "no.jinja"),
+    ("date", "31.1.2025"),
     ("overlong", "error"),
     ("quantize", "nf4"),
     ("double_quant", ""),
@@ -163,7 +166,8 @@ def places(models, rows, tmp_path_factory):
         folder / "contrary.jsonl", [{"prompt": f"q{i} ", "completion": "}{|~^" * 3} for i in range(3)]
     )
     found = {"other_model": models(seed=1), "other_rows": other_rows, "adapter": adapter}
-    return {**found, "rows": rows, "contrary": contrary}
+    clock = write_clock(folder / "clock.jinja")
+    return {**found, "rows": rows, "contrary": contrary, "clock": clock}
 
 
 @pytest.mark.parametrize(("name", "value", "observe", "base"), [(*each, ())[:4] for each in ALIVE])

@@ -1,9 +1,11 @@
 """Chat templates: text exactly as transformers renders it, and what a template says about its own turns."""
 
 import dataclasses
+import datetime
 import functools
 import json
 import os.path
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +17,7 @@ from jaxpost.core.errors import InputError
 from jaxpost.data.rows import ChatRow
 
 SENTINEL = "jaxpost"
+_CLOCK = re.compile(r"""strftime_now\(\s*(?P<quote>['"])(?P<format>[^'"\\]*)(?P=quote)\s*\)""")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,7 +73,8 @@ def render(
     """The text of `row.messages[:end]`, followed by the generation prompt if `prompt`.
 
     Equals `tokenizer.apply_chat_template(..., tokenize=False)`, which drops keys that are null and gives templates the
-    special tokens by name. It does not report the spans of generation tags, so its renderer is called here.
+    special tokens by name. It does not report the spans of generation tags, so its renderer is called here. A template
+    that asks for the day (`strftime_now`, as Llama 3.2) is told `row.date`.
 
     Raises:
       InputError: the template refuses the row.
@@ -82,7 +86,7 @@ def render(
         rendered: Any = render_jinja_template(
             [messages],
             tools=row.tools,
-            chat_template=template,
+            chat_template=template if row.date is None else _at_day(template, row.date),
             add_generation_prompt=prompt,
             return_assistant_tokens_mask=spans,
             **{**tokenizer.special_tokens_map, **row.template_kwargs},
@@ -111,6 +115,18 @@ def has_generation_tags(template: str, folder: str) -> bool:
             f"the text cannot be known; got it inside one in the chat template of {folder}. Move the tag."
         )
     return bool(places)
+
+
+@functools.lru_cache(maxsize=64)
+def _at_day(template: str, date: str) -> str:
+    """The template with another clock: the renderer takes no function, so the calls of its own are written out."""
+    day = datetime.datetime.fromisoformat(date)
+    return _CLOCK.sub(lambda call: json.dumps(day.strftime(call["format"]), ensure_ascii=False), template)
+
+
+def asks_for_the_day(tokenizer: Any) -> bool:
+    """Whether a template of the tokenizer writes the day: then what it makes of a row depends on it."""
+    return "strftime_now" in str(tokenizer.chat_template)
 
 
 @functools.lru_cache(maxsize=16)
