@@ -91,6 +91,20 @@ DATA = {
     "two forms": ('{"text": "a", "messages": []}\n', ["rows.jsonl", "1"]),
     "nothing left": ('{"messages": [{"role": "user", "content": "a"}]}\n', ["1 rows"]),
     "empty": ("", ["0 rows"]),
+    "not UTF-8": (b'{"text": "a"}\n{"text": "caf\xe9"}\n', ["rows.jsonl line 2", "0xe9"]),
+    "nested": (
+        '{"messages": [{"role": "user", "content": "a", "x": ' + "[" * 300 + "]" * 300 + "}]}",
+        ["line 1", "100"],
+    ),
+    "image": ('{"messages": [{"role": "user", "content": [{"type": "image"}]}]}', ["line 1", "image"]),
+    "old call": (
+        '{"messages": [{"role": "assistant", "content": "", "function_call": {"name": "f"}}]}',
+        ["line 1", "tool_calls"],
+    ),
+    "weight": ('{"messages": [{"role": "assistant", "content": "a", "weight": 0}]}', ["line 1", "weight"]),
+    "speaker": ('{"conversations": [{"from": "humn", "value": "a"}]}', ["line 1", "human"]),
+    "tools": ('{"messages": [], "tools": "search"}', ["line 1", "tools"]),
+    "template argument": ('{"messages": [], "chat_template_kwargs": {"tools": 1}}', ["line 1", "tools"]),
 }
 
 
@@ -99,19 +113,85 @@ def test_data_that_cannot_be_trained_on_is_refused_in_one_line(tmp_path, capsys,
     content, mentions = DATA[name]
     file = tmp_path / "rows.jsonl"
     if content is not None:
-        file.write_text(content)
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
     line = refused(capsys, tmp_path / "out", "--model", str(models()), "--data", str(file))
     for mention in mentions:
         assert mention in line
 
 
-def test_a_template_without_a_mask_is_refused_by_its_folder(tmp_path, capsys):
-    template = "{% for m in messages %}{{ m['content'] }}{{ loop.index }}/{{ messages|length }}{% endfor %}"
+OTHER_FILES = {
+    "kind of file": ("rows.csv", "a,b", [".jsonl", "rows.csv"]),
+    "no Parquet": ("rows.parquet", "a,b", ["rows.parquet"]),
+    "weight of nothing": ("rows.jsonl=0", None, ["rows.jsonl=0"]),
+    "split of a file": ("rows.jsonl:train", None, ["rows.jsonl"]),
+    "folder": (".", None, ["folder"]),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_FILES)
+def test_what_is_no_data_is_refused_in_one_line(tmp_path, capsys, models, monkeypatch, name):
+    item, content, mentions = OTHER_FILES[name]
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        Path(item).write_text(content)
+    line = refused(capsys, tmp_path / "out", "--model", str(models()), "--data", item)
+    for mention in mentions:
+        assert mention in line
+
+
+EACH = "{% for m in messages %}"
+TEMPLATES = {
+    "no mask": (EACH + "{{ m['content'] }}{{ loop.index }}/{{ messages|length }}{% endfor %}", ["tags"]),
+    "none": (None, ["--chat-template chatml"]),
+    "no Jinja": (EACH + "{{ m['content' }}{% endfor %}", ["line 1"]),
+    "refuses": (tiny.CHATML + "{{ raise_exception('only one turn') }}", ["only one turn", "line 1"]),
+    "tag in a macro": (
+        "{% macro say(m) %}{% generation %}{{ m['content'] }}{% endgeneration %}{% endmacro %}"
+        + EACH
+        + "{{ say(m) }}{% endfor %}",
+        ["generation"],
+    ),
+    "drops answers": (EACH + "{{ '<|im_start|>' + m['role'] + '<|im_end|>' }}{% endfor %}", ["content"]),
+    "drops strings": (EACH + "{% for part in m['content'] %}{{ part['text'] }}{% endfor %}{% endfor %}", ["string"]),
+}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_template_that_cannot_be_trained_is_refused_by_its_folder(tmp_path, capsys, name):
+    template, mentions = TEMPLATES[name]
     folder = tiny.make(tmp_path / "model", num_hidden_layers=1, template=template)
-    turns = [{"role": r, "content": r} for r in ("user", "assistant", "user", "assistant")]
+    turns = [{"role": r, "content": f"{r} says"} for r in ("user", "assistant", "user", "assistant")]
     (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
     line = refused(capsys, tmp_path / "out", "--model", str(folder), "--data", str(tmp_path / "rows.jsonl"))
     assert "template" in line and str(folder) in line
+    for mention in mentions:
+        assert mention in line
+
+
+def edit_adapter(folder: Path, **changes):
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, **changes}))
+
+
+ADAPTERS = {
+    "no folder": (lambda f: shutil.rmtree(f), ["adapter"]),
+    "no config": (lambda f: (f / "adapter_config.json").unlink(), ["adapter_config.json"]),
+    "no weights": (lambda f: (f / "adapter_model.safetensors").unlink(), ["adapter_model.safetensors"]),
+    "kind": (lambda f: edit_adapter(f, peft_type="IA3"), ["IA3"]),
+    "option": (lambda f: edit_adapter(f, lora_bias=True), ["lora_bias"]),
+    "rank": (lambda f: edit_adapter(f, r=5), ["5"]),
+}
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_an_adapter_that_is_not_understood_is_refused_in_one_line(tmp_path, capsys, models, rows, name):
+    change, mentions = ADAPTERS[name]
+    folder = tiny.make_adapter(tmp_path / "adapter", models(), rank=4, alpha=8)
+    change(folder)
+    argv = ["--model", str(models()), "--data", str(rows), "--adapter", str(folder)]
+    line = refused(capsys, tmp_path / "out", *argv)
+    for mention in mentions:
+        assert mention in line
 
 
 OPTIONS = {
@@ -126,12 +206,23 @@ OPTIONS = {
     "steps and epochs": (["--steps", "3", "--epochs", "2"], ["--steps", "--epochs"]),
     "rank and adapter": (["--adapter", "x", "--lora.rank", "4"], ["--lora.rank", "--adapter"]),
     "full and adapter": (["--full", "--adapter", "x"], ["--adapter", "--full"]),
+    "template file": (["--chat-template", "no.jinja"], ["no.jinja"]),
+    "new tokens": (["--chat-template", "{news}"], ["<|news|>", "--full"]),
+    "day": (["--date", "31.1.2025"], ["--date", "31.1.2025"]),
+    "overlong": (["--max-length", "8", "--overlong", "error"], ["max_length", "line"]),
+    "evaluation": (["--eval-data", "no.jsonl"], ["--eval-data", "no.jsonl"]),
+    "best of nothing": (["--keep", "best"], ["--keep", "--eval-data"]),
+    "config file": (["--config", "no.yaml"], ["no.yaml"]),
+    "config": (["--config", "{config}"], ["learning_rat", "learning_rate"]),
 }
 
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_an_option_that_is_wrong_is_refused_in_one_line(tmp_path, capsys, models, rows, name):
     argv, mentions = OPTIONS[name]
+    (tmp_path / "news.jinja").write_text(tiny.CHATML.replace("<|im_end|>", "<|news|>"))
+    (tmp_path / "run.yaml").write_text("learning_rat: 1e-4\n")
+    argv = [part.format(news=tmp_path / "news.jinja", config=tmp_path / "run.yaml") for part in argv]
     line = refused(capsys, tmp_path / "out", "--model", str(models()), "--data", str(rows), *argv)
     for mention in mentions:
         assert mention in line
