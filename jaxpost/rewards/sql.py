@@ -23,8 +23,11 @@ def sql(
     """1.0 where the query of `completion` gives what `gold` gives, 0.0 where it does not, None where `gold` is no help.
 
     Results are compared by columns' places and rows' values, as multisets unless the outermost gold query has an ORDER
-    BY. Several databases of one schema tell a query that is right from one that is lucky: all must agree. A query that
-    reads no table cannot be right where the gold one reads some.
+    BY; see `same_result`. A query that needs no table or view of the database cannot be right where the gold one does.
+
+    One database can be guessed: where three people are counted, `SELECT 3 FROM people LIMIT 1` gives the right result.
+    A model that is rewarded finds such answers, so give several databases of one schema and different contents: a query
+    must be right on each of them.
 
     Queries run in a process of their own, on read-only files, with an authorizer that lets them read the database's
     tables and call harmless functions, and within `limits`; a completion that breaks one has failed.
@@ -52,7 +55,8 @@ def sql_reward(
     """`sql` for a batch, with TRL's signature of reward functions: columns of the rows in, one number a row out.
 
     Args:
-      completions: what the model wrote.  database: the rows' column, files relative to `root`.
+      completions: what the model wrote.
+      database: the rows' column, files relative to `root`; several for a row (a list) keep it from being guessed.
       sql: the rows' column of gold queries.
     """
     paths = [[Path(root, path) for path in _several(paths)] for paths in database]
@@ -90,7 +94,7 @@ def _scores(
 
 
 def _right(want: Result | None, got: Result | None, gold: str) -> bool:
-    if want is None or got is None or (want.tables and not got.tables):
+    if want is None or got is None or (want.reads and not got.reads):
         return False
     return same_result(want, got, ordered=is_ordered(gold))
 

@@ -113,4 +113,4 @@ def _result(reply: dict[str, Any]) -> Result:
         tuple(bytes.fromhex(value["hex"]) if isinstance(value, dict) else value for value in row)
         for row in reply["rows"]
     ]
-    return Result(columns=reply["columns"], rows=rows, tables=frozenset(reply["tables"]))
+    return Result(columns=reply["columns"], rows=rows, reads=reply["reads"])

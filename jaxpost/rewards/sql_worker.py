@@ -1,7 +1,7 @@
 """Runs queries of a model on SQLite files, in a process of its own; standard library only.
 
 `python -I -S sql_worker.py` reads one JSON line of limits, then one line `{"database": uri, "query": text}` a query,
-and answers each with one line: `{"columns": n, "rows": [...], "tables": [...]}` or `{"error": text}`. sql_process.py is
+and answers each with one line: `{"columns": n, "rows": [...], "reads": bool}` or `{"error": text}`. sql_process.py is
 the other end: it kills this process when a query takes too long.
 """
 
@@ -69,8 +69,7 @@ def run(database: str, query: str, limits: dict) -> dict:
     """The result of one query on a connection of its own, which nothing outlives."""
     with contextlib.closing(sqlite3.connect(database, uri=True, isolation_level=None)) as connection:
         tables = prepare(connection, limits)
-        read: set = set()
-        connection.set_authorizer(authorizer(tables, read))
+        connection.set_authorizer(authorizer(tables))
         cursor = connection.execute(query)
         if cursor.description is None:
             return {"error": "no result"}
@@ -80,7 +79,25 @@ def run(database: str, query: str, limits: dict) -> dict:
             size += sum(len(value) if isinstance(value, str | bytes) else 8 for value in row)
             if len(rows) > limits["rows"] or size > limits["result_bytes"]:
                 return {"error": "the result is too large"}
-        return {"columns": len(cursor.description), "rows": rows, "tables": sorted(read)}
+        return {"columns": len(cursor.description), "rows": rows, "reads": needs_database(query, tables, limits)}
+
+
+def needs_database(query: str, tables: set, limits: dict) -> bool:
+    """Whether a query that ran means a table or view of its database: in an empty one it is then no valid query.
+
+    The authorizer cannot tell: of `SELECT count(*) FROM name` it hears the same, no column and no schema, whether that
+    is the table or a common table expression which the query made up under the table's name.
+    """
+    with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as empty:
+        prepare(empty, limits)
+        empty.set_authorizer(authorizer(tables))
+        explain = "EXPLAIN "  # checks the query and does not run it
+        empty.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, limits["query_bytes"] + len(explain))
+        try:
+            empty.execute(explain + query)
+        except sqlite3.Error:
+            return True
+        return False
 
 
 def prepare(connection: sqlite3.Connection, limits: dict) -> set:
@@ -114,8 +131,8 @@ def prepare(connection: sqlite3.Connection, limits: dict) -> set:
     return {name for (name,) in found}
 
 
-def authorizer(tables: set, read: set):
-    """Allows reading the database's own tables and calling FUNCTIONS, and notes which tables are read."""
+def authorizer(tables: set):
+    """Allows reading the database's own tables and calling FUNCTIONS."""
 
     def decide(action, first, second, schema, _inside):
         if action in (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_RECURSIVE):
@@ -126,7 +143,6 @@ def authorizer(tables: set, read: set):
             return sqlite3.SQLITE_DENY
         name = (first or "").lower()
         if name in tables:
-            read.add(name)
             return sqlite3.SQLITE_OK
         # A query that takes no column of a common table expression asks for its name and no column.
         own = not second and schema is None and not name.startswith(("sqlite_", "pragma_"))

@@ -35,6 +35,10 @@ ACCEPTED = {
     "another order of rows": ("SELECT name FROM people ORDER BY age DESC", "SELECT name FROM people"),
     "other names of columns": ("SELECT name AS x FROM people", "SELECT name FROM people"),
     "a whole float": ("SELECT age * 1.0 FROM people", "SELECT age FROM people"),
+    "large numbers in another order": (
+        "SELECT id + 1700000000, id / 50.0 + 1234567 FROM people ORDER BY id DESC",
+        "SELECT id + 1700000000, id / 50.0 + 1234567 FROM people",
+    ),
     "NULL": ("SELECT max(score, NULL) FROM people", "SELECT NULL FROM people"),
     "a sum in another order": ("SELECT 0.1 + 0.2 + 0.3 FROM people", "SELECT 0.3 + 0.2 + 0.1 FROM people"),
     "a common table expression": (
@@ -64,6 +68,7 @@ REFUSED = {
     "large integers that are near": ("SELECT 9007199254740993 FROM people", "SELECT 9007199254740992 FROM people"),
     "the wrong order": ("SELECT name FROM people ORDER BY id DESC", "SELECT name FROM people ORDER BY id"),
     "an empty result": ("SELECT name FROM people WHERE 0", "SELECT name FROM people"),
+    "a time that is near": ("SELECT 1700000001 FROM people", "SELECT 1700000002 FROM people"),
     "other case of a text": ("SELECT upper(name) FROM people", "SELECT name FROM people"),
 }
 
@@ -78,8 +83,6 @@ def test_another_result_is_wrong(people, name):
     """Mutation: jaxpost/rewards/sql.py: `ordered=is_ordered(gold))` -> `ordered=False)`
 
     Mutation: jaxpost/rewards/sql_result.py: `first.columns != second.columns or ` -> ``
-    Mutation: jaxpost/rewards/sql_result.py: `type(a) is type(b) and a == b` -> `str(a) == str(b)`
-    Mutation: jaxpost/rewards/sql_result.py: `a == b if both_whole else ` -> ``
     """
     assert sql(REFUSED[name][0], people, REFUSED[name][1]) == 0.0
 
@@ -95,6 +98,8 @@ ANSWERS = {
     "```sql\nSELECT 1\n```\nor\n```sql\nSELECT 2\n```": "SELECT 2",
     "```sql\nSELECT 1": "SELECT 1",
     "<think>SELECT 9;</think>SELECT 1": "SELECT 1",
+    "<think>One.</think><think>Two.</think>SELECT 1": "SELECT 1",
+    "so a count</think>\n```sql\nSELECT 1\n```": "SELECT 1",  # the generation prompt had opened the thinking
     "SELECT ';' AS a": "SELECT ';' AS a",
     "SELECT 1 -- one; two": "SELECT 1 -- one; two",
     "SELECT 1; -- done": "SELECT 1",
@@ -119,6 +124,24 @@ def test_the_query_of_an_answer(answer):
 
 
 @pytest.mark.parametrize(
+    "cut_off",
+    [
+        "<think>```sql\nSELECT 1\n```",
+        "<think>```sql SELECT 1```",
+        "<think>\nPerhaps\n```sql\nSELECT 1\n```\nBut no:",
+        "<think>SELECT 1",
+        "Well. <think>```sql\nSELECT 1",
+        "<think>One.</think>Again. <think>```sql\nSELECT 1\n```",
+        "SELECT 1\n<think>",
+    ],
+)
+def test_thinking_that_was_cut_off_has_no_query(cut_off):
+    """Mutation: jaxpost/rewards/sql_text.py: `if "<think>" in answer:` -> `if False:`"""
+    assert extract_query(cut_off) == ""
+    assert extract_query(cut_off + "</think>SELECT 2") == "SELECT 2"
+
+
+@pytest.mark.parametrize(
     "piece", ["[", "'", '"', "`", "```", "```\n", "```sql ", "/*", "--", "<think>", ";", " ", "(", "a'"]
 )
 @pytest.mark.parametrize("start", ["", "SELECT ", "```sql\nSELECT "])
@@ -134,7 +157,7 @@ def test_nothing_of_the_environment_is_inherited(people, tmp_path, monkeypatch):
     """Mutation: jaxpost/rewards/sql_process.py: `for name in INHERITED if` -> `for name in os.environ if`"""
     monkeypatch.setenv("SECRET", "x")
     monkeypatch.setattr(sql_process, "WORKER", tmp_path / "shows.py")
-    answer = "print(json.dumps({'columns': 1, 'rows': [[','.join(os.environ)]], 'tables': []}), flush=True)"
+    answer = "print(json.dumps({'columns': 1, 'rows': [[','.join(os.environ)]], 'reads': False}), flush=True)"
     (tmp_path / "shows.py").write_text(f"import json, os, sys\nfor line in sys.stdin: {answer}\n")
     with sql_process.SqlProcess(Limits()) as process:
         shown = process.run(people, "SELECT 1").rows[0][0]
@@ -151,12 +174,29 @@ def test_nothing_of_the_environment_is_inherited(people, tmp_path, monkeypatch):
         ("SELECT ' ORDER BY ' FROM t", False),
         ("SELECT a -- ORDER BY a\nFROM t", False),
         ("SELECT a /* ( */ FROM t ORDER BY a", True),
+        ("SELECT a FROM t ORDER /* x */ BY a", True),
+        ("SELECT a FROM t ORDER/**/BY a", True),
+        ("SELECT a FROM t ORDER -- by b\n BY a", True),
+        ("SELECT a FROM t ORDER /* ' */ /* ) */ BY a -- '", True),
+        ("SELECT a FROM t /* ORDER */ -- BY a", False),
+        ("SELECT a FROM (SELECT a FROM t ORDER /* ) */ BY a)", False),
+        ("SELECT '/*' FROM t ORDER BY a -- */", True),
+        ("SELECT '--' FROM t ORDER BY a", True),
+        ("SELECT \"/*\", [--] FROM t ORDER BY '*/'", True),
+        ("SELECT ' /* ', a AS 'order' FROM t", False),
+        ("SELECT 'it''s -- ORDER BY', a FROM t", False),
+        ('SELECT a AS "order"/**/, by FROM t', False),
+        ("SELECT a AS border FROM t", False),
         ("SELECT ')' FROM (SELECT a FROM t ORDER BY a)", False),
         ('SELECT "order by" FROM t', False),
         ("WITH x AS (SELECT a FROM t ORDER BY a) SELECT a FROM x", False),
     ],
 )
 def test_order_matters_only_where_the_outermost_query_asks(query, ordered):
+    """Mutation: jaxpost/rewards/sql_text.py: `" " if match["comment"] else " ' ", query` -> `" ' ", query`
+
+    Mutation: jaxpost/rewards/sql_text.py: `" " if match["comment"] else " ' ", query` -> `" ", query`
+    """
     assert is_ordered(query) is ordered
 
 
@@ -182,9 +222,71 @@ def test_G16_no_process_is_none_not_zero(people, monkeypatch, tmp_path):
 
 
 def test_a_constant_is_not_an_answer(people):
-    """Mutation: jaxpost/rewards/sql.py: ` or (want.tables and not got.tables)` -> ``"""
+    """Mutation: jaxpost/rewards/sql.py: ` or (want.reads and not got.reads)` -> ``"""
     assert sql("SELECT 4", people, "SELECT count(*) FROM people") == 0.0
     assert sql("SELECT count(*) FROM people", people, "SELECT count(id) FROM people") == 1.0
+
+
+FAKED = [
+    "WITH people AS (SELECT 1) SELECT 4 FROM people",
+    "WITH People(x) AS (VALUES (1)) SELECT 4 FROM PEOPLE",
+    "WITH people AS MATERIALIZED (SELECT 4 AS x) SELECT x FROM people",
+    "WITH people AS (SELECT 1 UNION SELECT 2 UNION SELECT 3 UNION SELECT 4) SELECT count(*) FROM people",
+    "WITH people AS (SELECT 1), p AS (SELECT 2 FROM people) SELECT 4 FROM p",
+    "WITH elders AS (SELECT 1) SELECT 4 FROM elders",
+    "WITH p AS (SELECT 1 FROM people) SELECT 4",
+    "SELECT 4 FROM (SELECT 1) AS people",
+    "SELECT 3 + count(*) FROM (SELECT 1) people WHERE 1 IN (WITH people AS (SELECT 1) SELECT 1 FROM people)",
+]
+READING = [
+    "SELECT count(*) FROM people",
+    "SELECT count(1) FROM main.people AS p",
+    "SELECT sum(1) FROM (SELECT * FROM people)",
+    "SELECT count(p.id) FROM people p JOIN people q ON p.id = q.id",
+    "WITH p AS (SELECT * FROM people) SELECT count(*) FROM p",
+    "WITH p AS (SELECT 1 FROM people) SELECT count(*) FROM p",
+    "WITH people AS (SELECT * FROM main.people) SELECT count(*) FROM people",
+    "SELECT (SELECT count(*) FROM people)",
+    "SELECT count(*) + 2 FROM elders",
+    "SELECT max(rowid) FROM people",
+    "SELECT 4 WHERE EXISTS (SELECT 1 FROM people)",
+    "SELECT 4 WHERE 3 IN (SELECT id FROM people)",
+]
+
+
+@pytest.fixture(scope="module")
+def with_view(tmp_path_factory):
+    path = make(tmp_path_factory.mktemp("databases") / "view.sqlite")
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE VIEW elders AS SELECT name FROM people WHERE age > 20")
+        connection.commit()
+    return path
+
+
+@pytest.mark.parametrize("query", FAKED)
+def test_a_name_that_the_query_makes_up_is_no_table(with_view, query):
+    """A common table expression under a table's name, which the authorizer hears as if it were the table.
+
+    Mutation: jaxpost/rewards/sql_worker.py: `"reads": needs_database(query, tables, limits)}` -> `"reads": True}`
+    """
+    assert sql(query, with_view, "SELECT count(*) FROM people") == 0.0
+    with sql_process.SqlProcess(Limits()) as process:
+        assert process.run(with_view, query).reads is False
+
+
+@pytest.mark.parametrize("query", READING)
+def test_a_query_that_reads_a_table_in_any_way_may_be_right(with_view, query):
+    """Mutation: jaxpost/rewards/sql_worker.py: `return True` -> `return False`"""
+    assert sql(query, with_view, "SELECT count(*) FROM people") == 1.0
+
+
+def test_a_constant_of_the_greatest_length_is_no_answer_either(people):
+    """Mutation: jaxpost/rewards/sql_worker.py: `limits["query_bytes"] + len(explain)` -> `limits["query_bytes"]`"""
+    query = "SELECT 4 WHERE 'x' <> '"
+    query += "y" * (Limits().query_bytes - len(query) - 1) + "'"
+    with sql_process.SqlProcess(Limits()) as process:
+        assert process.run(people, query).rows == [(4,)]
+    assert sql(query, people, "SELECT count(*) FROM people") == 0.0
 
 
 def test_all_databases_must_agree(people, tmp_path):

@@ -123,7 +123,7 @@ HOSTILE = {
     "infinity": "SELECT 9e999 FROM people",
     "no UTF-8": "SELECT CAST(x'fffe' AS TEXT) FROM people",
     "another line for the process": f'{GOLD}\n{{"database": "x", "query": "{GOLD}"}}',
-    "a reply of the process": '{"columns": 1, "rows": [[3]], "tables": ["people"]}',
+    "a reply of the process": '{"columns": 1, "rows": [[3]], "reads": true}',
 }
 
 
@@ -204,7 +204,7 @@ for line in sys.stdin:
     if "HALF" in query:
         print('{"columns": 1, "rows"', end="", flush=True)
         sys.exit(0)
-    print('{"columns": 1, "rows": [[3]], "tables": ["people"]}', flush=True)
+    print('{"columns": 1, "rows": [[3]], "reads": true}', flush=True)
 """
 
 
