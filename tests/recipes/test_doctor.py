@@ -8,66 +8,13 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from sft_runs import write_rows
+from doctor_runs import BOTH_ENDS, CLOSE, OPEN, WITH_BOS, WORDS, chat, clean, model_of, run_doctor, sentence, tagged
 
 import jaxpost
 from jaxpost.cli import main
 from jaxpost.data.checks.findings import CHECKS
 from jaxpost.hub.tokenizer_files import write_tokenizer
 from jaxpost.recipes import doctor_numerics as numerics
-
-BOS = "<|eot|>"
-WORDS = (
-    "amber birch cobalt delta ember fjord grove harbor island juniper kelp lagoon meadow nectar opal prairie".split()
-)
-
-
-def sentence(rng, words=4):
-    return " ".join(f"{rng.choice(WORDS)}{rng.randrange(1000)}" for _ in range(words))
-
-
-def chat(question, answer):
-    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
-
-
-def clean(count=60, seed=0):
-    rng = random.Random(seed)
-    return [chat(sentence(rng), sentence(rng)) for _ in range(count)]
-
-
-def model_of(folder, template=tiny.CHATML, tokenizer=None, processor=None, **config):
-    """A tiny checkpoint whose template, tokenizer settings, post-processor or config differ."""
-    tiny.make(folder, "llama", num_hidden_layers=2, template=template)
-    for name, changes in (("tokenizer_config.json", tokenizer), ("config.json", config)):
-        written = json.loads((folder / name).read_text())
-        (folder / name).write_text(json.dumps({**written, **(changes or {})}))
-    if processor is not None:
-        written = json.loads((folder / "tokenizer.json").read_text())
-        (folder / "tokenizer.json").write_text(json.dumps({**written, "post_processor": processor}))
-    return folder
-
-
-ADDS_BOS = {
-    "type": "TemplateProcessing",
-    "single": [{"SpecialToken": {"id": BOS, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-    "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
-    "special_tokens": {BOS: {"id": BOS, "ids": [tiny.EOT], "tokens": [BOS]}},
-}
-WITH_BOS = {"tokenizer": {"bos_token": BOS}, "processor": ADDS_BOS}
-BOTH_ENDS = {  # as GPT-2 has it
-    "tokenizer": {"bos_token": tiny.SPECIALS[tiny.END]},
-    "processor": json.loads(json.dumps(ADDS_BOS).replace(BOS, tiny.SPECIALS[tiny.END]).replace("[3]", f"[{tiny.END}]")),
-}
-OPEN = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + ':' }}"
-CLOSE = "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant:' }}{% endif %}"
-
-
-def tagged(inner, before="", header="<|im_start|>assistant:"):
-    """A template whose tags stand round `inner` of the assistant's turns."""
-    said = f"{{% if m['role'] == 'assistant' %}}{{% generation %}}{inner}{{% endgeneration %}}"
-    other = "{% else %}{{ m['content'] + '<|im_end|>' }}{% endif %}"
-    return before + OPEN + said + other + CLOSE.replace("<|im_start|>assistant:", header)
-
 
 ANSWER = "{{ m['content'] + '<|im_end|>' }}"
 LONG = " ".join(WORDS)
@@ -183,7 +130,7 @@ CASES = {
     "few steps": ({}, ["--steps", "4"], ["steps.few"]),
     "all warm-up": ({}, ["--warmup-ratio", "0.9"], ["steps.warmup"]),
     "mostly padding": (
-        {"rows": [chat("q", "a")] * 0 + [chat(f"{n}?", f"{n}") for n in range(400)], "clean": 4},
+        {"rows": [chat(f"{n}?", f"{n}") for n in range(400)], "clean": 4},
         ["--packing", "off", "--batch-size", "64", "--steps", "12"],
         ["packing.waste"],
     ),
@@ -195,23 +142,8 @@ def doctor(tmp_path, capsys):
     """`doctor(case, *flags)`: the status, the ids of what was found (errors marked by !), stdout and stderr."""
 
     def run(case, *flags):
-        model = model_of(tmp_path / "model", **case.get("model", {}))
-        rows = clean(case.get("clean", 60)) + [row for row in case.get("rows", []) if not isinstance(row, str)]
-        data = write_rows(tmp_path / "rows.jsonl", rows)
-        with data.open("a") as file:
-            file.writelines(row + "\n" for row in case.get("rows", []) if isinstance(row, str))
-        argv = ["doctor", "--model", str(model), "--data", str(data), "--max-length", "160", "--batch-size", "2"]
-        if "held" in case:
-            held = tmp_path / "held.jsonl"
-            held.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in case["held"]))
-            argv += ["--eval-data", str(held)]
-        report = tmp_path / "report.json"
-        given = {flag for flag in flags if flag in ("--max-length", "--batch-size")}
-        argv = [a for i, a in enumerate(argv) if a not in given and argv[i - 1] not in given]
-        status = main([*argv, *flags, "--json", str(report)])
-        said = capsys.readouterr()
-        found = json.loads(report.read_text())["findings"] if report.exists() else []
-        return status, [f["check"] + "!" * (f["severity"] == "error") for f in found], said
+        status, found = run_doctor(tmp_path, case, *flags)
+        return status, [f["check"] + "!" * (f["severity"] == "error") for f in found], capsys.readouterr()
 
     return run
 

@@ -27,110 +27,142 @@ class Inspected:
     Attributes:
       examples: as training would see them, cut to `max_length`.
       counts: what became of the rows.
+      places: file and line of every row, the first one's first; of broken ones too.
       lengths: tokens of each row that was tokenised, before it is cut.
       trained: how many of them are trained.
-      digests: of every row, for the search for duplicates.
-      with_prompt: which rows have a prompt.
+      digests: of every row that is not broken, for the search for duplicates.
+      with_prompt: which of these have a prompt.
       findings: of rows, tokenizer and template.
     """
 
     examples: Sequence[Example]
     counts: Counts
+    places: Sequence[str]
     lengths: Int64[np.ndarray, " tokenised"]
     trained: Int64[np.ndarray, " tokenised"]
     digests: Digests
-    with_prompt: Bool[np.ndarray, " rows"]
+    with_prompt: Bool[np.ndarray, " readable"]
     findings: Sequence[Finding]
 
     def where(self, source: int) -> str:
         """File and line of a row by its number."""
-        return self.digests.where[source - 1]
+        return self.places[source - 1]
 
 
 def inspect(context: Context, rows: Iterable[Row | BadRow], *, overlong: str, skip_bad: bool = False) -> Inspected:
     """Looks at every row, broken ones too.
 
     Args:
+      rows: numbered from 1 on, as `read_rows` gives them.
       overlong: what becomes of a row over `max_length`, as in `encode_rows`.
       skip_bad: broken rows are skipped by training, so they are no error.
     """
-    observed, digester = Observed(), Digester()
-    counter: collections.Counter[str] = collections.Counter()
-    examples: list[Example] = []
-    sizes: list[tuple[int, int]] = []
-    prompts: list[bool] = []
-    source, broken = iter(rows), "rows.skipped" if skip_bad else "rows.refused"
+    looker = _Looker(context=context, overlong=overlong, broken="rows.skipped" if skip_bad else "rows.refused")
+    source = iter(rows)
     while read := list(itertools.islice(source, CHUNK_ROWS)):
-        chunk = [row for row in read if not isinstance(row, BadRow)]
+        looker.chunk(read)
+    return looker.inspected()
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Looker:
+    """Looks at rows, some at a time, and keeps what `Inspected` holds of them."""
+
+    context: Context
+    overlong: str
+    broken: str
+    observed: Observed = dataclasses.field(default_factory=Observed)
+    digester: Digester = dataclasses.field(default_factory=Digester)
+    counter: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    examples: list[Example] = dataclasses.field(default_factory=list)
+    places: list[str] = dataclasses.field(default_factory=list)
+    sizes: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+    prompts: list[bool] = dataclasses.field(default_factory=list)
+    chats: int = 0
+
+    def chunk(self, read: Sequence[Row | BadRow]) -> None:
+        """Reads, tokenises and looks at some rows."""
+        rows = [row for row in read if not isinstance(row, BadRow)]
         for row in read:
-            observed.look(broken, row.where, isinstance(row, BadRow), getattr(row, "reason", "").rstrip("."))
-        digester.add(chunk)
-        prompts += [_has_prompt(row) for row in chunk]
-        counter["chats"] += sum(isinstance(row, ChatRow) for row in chunk)
-        for row, tokens in _tokenise(context, observed, chunk, broken):
-            check_text(context, observed, row)
-            if tokens is not None and tokens.trained.any():
-                check_row(context, observed, row, tokens)
-                _check_length(observed, row, len(tokens.ids), context.max_length, overlong)
-                sizes.append((len(tokens.ids), int(tokens.trained.sum())))
-            example, note = fit(row, tokens, context.max_length, "drop" if overlong == "error" else overlong)
-            counter.update(filter(None, [note]))
-            examples += [] if example is None else [example]
-    chats = counter.pop("chats", 0)
-    counts = Counts(
-        rows=len(prompts),
-        examples=len(examples),
-        tokens=sum(len(example.ids) for example in examples),
-        trained_tokens=sum(int(example.trained.sum()) for example in examples),
-        **counter,
-    )
-    lengths, trained = np.array(sizes, np.int64).reshape(-1, 2).T
-    return Inspected(
-        examples=examples,
-        counts=counts,
-        lengths=lengths,
-        trained=trained,
-        digests=digester.digests(),
-        with_prompt=np.array(prompts, np.bool_),
-        findings=[*tokenizer_findings(context, chats), *observed.findings(), *_count_findings(counts)],
-    )
+            self.observed.look(self.broken, row.where, isinstance(row, BadRow), getattr(row, "reason", "").rstrip("."))
+        self.places += [row.where for row in read]
+        self.digester.add(rows)
+        self.prompts += [_has_prompt(row) for row in rows]
+        self.chats += sum(isinstance(row, ChatRow) for row in rows)
+        done = 0
+        for row, tokens in self._tokenise(rows):
+            self._row(row, tokens)
+            done += 1
+        self.counter["dropped_bad"] += len(read) - done
 
+    def _tokenise(self, rows: Sequence[Row]) -> Iterator[tuple[Row, Tokenised | None]]:
+        """Each row with its tokens, as `encode_rows` makes them; those that are refused are counted and left out."""
+        if self.context.template is None:
+            rows = [row for row in rows if not isinstance(row, ChatRow)]
+        try:
+            done = list(tokenise_chunk(self.context.plain, self.context.chat, rows))
+        except InputError:
+            done = list(itertools.chain.from_iterable(self._alone(row) for row in rows))
+        yield from done
 
-def _tokenise(
-    context: Context, observed: Observed, chunk: Sequence[Row], broken: str
-) -> Iterator[tuple[Row, Tokenised | None]]:
-    """Each row with its tokens, as `encode_rows` makes them; those that are refused are counted and left out."""
-    if context.template is None:
-        chunk = [row for row in chunk if not isinstance(row, ChatRow)]
-    try:
-        done = list(tokenise_chunk(context.plain, context.chat, chunk))
-    except InputError:
-        done = []
-        for row in chunk:
-            try:
-                done += tokenise_chunk(context.plain, context.chat, [row])
-            except InputError as error:
-                observed.find(broken, row.where, str(error).rstrip("."))
-    yield from done
+    def _alone(self, row: Row) -> Sequence[tuple[Row, Tokenised | None]]:
+        try:
+            return tokenise_chunk(self.context.plain, self.context.chat, [row])
+        except InputError as error:
+            self.observed.find(self.broken, row.where, str(error).rstrip("."))
+            return []
+
+    def _row(self, row: Row, tokens: Tokenised | None) -> None:
+        check_text(self.context, self.observed, row)
+        if tokens is not None and tokens.trained.any():
+            check_row(self.context, self.observed, row, tokens)
+            self._length(row, len(tokens.ids))
+            self.sizes.append((len(tokens.ids), int(tokens.trained.sum())))
+        left_out = "drop" if self.overlong == "error" else self.overlong
+        example, note = fit(row, tokens, self.context.max_length, left_out)
+        self.counter.update(filter(None, [note]))
+        self.examples += [] if example is None else [example]
+
+    def _length(self, row: Row, length: int) -> None:
+        over = length > self.context.max_length
+        self.observed.look("length.truncated", row.where, over and self.overlong == "truncate")
+        if over and self.overlong == "error":
+            detail = f"of {length} tokens, over `--max-length` {self.context.max_length} with `--overlong error`"
+            self.observed.find("rows.refused", row.where, detail)
+
+    def inspected(self) -> Inspected:
+        """What was found, once all rows have been looked at."""
+        counts = Counts(
+            rows=len(self.places),
+            examples=len(self.examples),
+            tokens=sum(len(example.ids) for example in self.examples),
+            trained_tokens=sum(int(example.trained.sum()) for example in self.examples),
+            **self.counter,
+        )
+        lengths, trained = np.array(self.sizes, np.int64).reshape(-1, 2).T
+        about = tokenizer_findings(self.context, self.chats)
+        return Inspected(
+            examples=self.examples,
+            counts=counts,
+            places=self.places,
+            lengths=lengths,
+            trained=trained,
+            digests=self.digester.digests(),
+            with_prompt=np.array(self.prompts, np.bool_),
+            findings=[*about, *self.observed.findings(), *_count_findings(counts)],
+        )
 
 
 def _has_prompt(row: Row) -> bool:
     return bool(row.prompt) if isinstance(row, CompletionRow) else isinstance(row, ChatRow)
 
 
-def _check_length(observed: Observed, row: Row, length: int, max_length: int, overlong: str) -> None:
-    over = length > max_length
-    observed.look("length.truncated", row.where, over and overlong == "truncate")
-    if over and overlong == "error":
-        detail = f"of {length} tokens, over `--max-length` {max_length} with `--overlong error`"
-        observed.find("rows.refused", row.where, detail)
-
-
 def _count_findings(counts: Counts) -> list[Finding]:
     found = []
+    whole = dataclasses.replace(counts, dropped_bad=0)  # broken rows have a finding of their own
     dropped = counts.dropped_overlong + counts.dropped_truncated + counts.dropped_no_assistant + counts.dropped_empty
     if dropped:
-        found.append(finding("rows.dropped", count=dropped, total=counts.rows, detail=counts.dropped()))
+        found.append(finding("rows.dropped", count=dropped, total=counts.rows, detail=whole.dropped()))
     if not counts.examples:
         found.append(finding("rows.none", detail=f"of {counts.rows:,}"))
     if counts.tokens and counts.trained_tokens < LITTLE * counts.tokens:

@@ -1,0 +1,42 @@
+"""`jaxpost doctor` names the rows that it speaks of, broken ones among them, and counts them all."""
+
+import json
+
+import pytest
+from doctor_runs import chat, clean, run_doctor
+
+LONGEST = chat("tell", "the longest answer of all " * 4)
+BROKEN = "{not json"
+
+
+@pytest.mark.parametrize("place", [0, 1, 31, 60])
+def test_a_row_is_named_by_its_own_line_whatever_is_broken_before_it(tmp_path, capsys, place):
+    """The broken line first, second, in the middle, last but one; the longest row is the last of all.
+
+    Mutation: jaxpost/data/checks/inspection.py: `self.places += [row.where for row in read]` -> `self.places += [row.where for row in rows]`
+    """  # noqa: E501
+    rows = clean()
+    rows.insert(place, BROKEN)
+    status, found = run_doctor(tmp_path, {"clean": 0, "rows": [*rows, LONGEST]}, "--skip-bad-rows")
+    said = capsys.readouterr().out
+    assert (status, [finding["check"] for finding in found]) == (0, ["rows.skipped"])
+    assert f"first: {tmp_path}/rows.jsonl line {2 if place == 0 else 1}, " in said
+    assert f"longest: {tmp_path}/rows.jsonl line 62, " in said
+
+
+def test_broken_rows_are_counted_with_the_others(tmp_path, capsys):
+    """One that cannot be read and one that the template refuses.
+
+    Mutation: jaxpost/data/checks/inspection.py: `self.counter["dropped_bad"] += len(read) - done` -> `pass`
+    Mutation: jaxpost/data/checks/inspection.py: `rows=len(self.places),` -> `rows=len(self.prompts),`
+    """
+    refused = {"messages": [{"role": "user", "content": "\ue5c3 <|im_end|>"}, {"role": "assistant", "content": "a"}]}
+    case = {"first": [BROKEN], "rows": [refused, {"messages": [{"role": "user", "content": "who?"}]}]}
+    status, found = run_doctor(tmp_path, case, "--skip-bad-rows")
+    said = capsys.readouterr().out
+    assert status == 0 and [finding["check"] for finding in found] == ["rows.skipped", "rows.dropped"]
+    assert "63 rows: 60 kept" in said and "2 skipped as broken" in said
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert (report["numbers"]["rows"], report["numbers"]["kept"]) == (63, 60)
+    dropped = next(finding for finding in found if finding["check"] == "rows.dropped")
+    assert (dropped["count"], dropped["total"]) == (1, 63) and "broken" not in dropped["text"]
