@@ -5,6 +5,8 @@ import json
 import pytest
 from doctor_runs import chat, clean, run_doctor
 
+from jaxpost.data.checks.findings import Observed
+
 LONGEST = chat("tell", "the longest answer of all " * 4)
 BROKEN = "{not json"
 
@@ -40,3 +42,27 @@ def test_broken_rows_are_counted_with_the_others(tmp_path, capsys):
     assert (report["numbers"]["rows"], report["numbers"]["kept"]) == (63, 60)
     dropped = next(finding for finding in found if finding["check"] == "rows.dropped")
     assert (dropped["count"], dropped["total"]) == (1, 63) and "broken" not in dropped["text"]
+
+
+@pytest.mark.parametrize("skip", [(), ("--skip-bad-rows",)], ids=["", "skip-bad-rows"])
+def test_rows_over_the_length_are_an_error_of_their_own_where_they_stop_training(tmp_path, skip):
+    """Broken rows or not: `--skip-bad-rows` does not skip them.
+
+    Mutation: jaxpost/data/checks/inspection.py: `("length.refused", "error")` -> `("length.refused", "drop")`
+    """
+    case = {"first": [BROKEN] * len(skip), "rows": [chat("tell", "word " * 60), chat("more", "word " * 50)]}
+    status, found = run_doctor(tmp_path, case, "--overlong", "error", *skip)
+    text = {finding["check"]: finding["text"] for finding in found if finding["severity"] == "error"}
+    assert status == 2 and list(text) == ["length.refused"]
+    assert text["length.refused"].startswith("2 of 62 rows longer than `--max-length`, and ")
+    assert f"{tmp_path}/rows.jsonl line {61 + len(skip)}, " in text["length.refused"]
+
+
+def test_nothing_is_found_where_nobody_looked():
+    """Mutation: jaxpost/data/checks/findings.py: `assert self.found[check] <= self.seen[check], ` -> `assert True, `"""
+    observed = Observed()
+    observed.look("rows.refused", "a.jsonl line 1", False)
+    observed.find("rows.refused", "a.jsonl line 1")
+    with pytest.raises(AssertionError, match=r"rows.skipped is found at a.jsonl line 2"):
+        observed.find("rows.skipped", "a.jsonl line 2")
+    assert [(finding.count, finding.total) for finding in observed.findings()[:1]] == [(1, 1)]

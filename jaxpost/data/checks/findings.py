@@ -85,6 +85,11 @@ CHECKS: Mapping[str, Check] = {
         advice="Raise `--max-length`, or `--overlong drop`.",
         error_from=0.5,
     ),
+    "length.refused": Check(
+        severity="error",
+        title="longer than `--max-length`, and `--overlong error` refuses them",
+        advice="Raise `--max-length`, or `--overlong truncate` or `drop`.",
+    ),
     "bos.double": Check(
         severity="error",
         title="with a BOS too many",
@@ -279,8 +284,9 @@ class Observed:
             self.find(check, where, detail)
 
     def find(self, check: str, where: str, detail: str = "") -> None:
-        """One row at `where`, which was looked at before, has it."""
+        """One row at `where`, which was looked at before without finding it, has it."""
         self.found[check] += 1
+        assert self.found[check] <= self.seen[check], f"{check} is found at {where}, where nobody looked for it"
         if self.found[check] <= SHOWN_PLACES:
             self._places[check].append(where)
         if detail:

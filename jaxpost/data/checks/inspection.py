@@ -124,11 +124,9 @@ class _Looker:
         self.examples += [] if example is None else [example]
 
     def _length(self, row: Row, length: int) -> None:
-        over = length > self.context.max_length
-        self.observed.look("length.truncated", row.where, over and self.overlong == "truncate")
-        if over and self.overlong == "error":
-            detail = f"of {length} tokens, over `--max-length` {self.context.max_length} with `--overlong error`"
-            self.observed.find("rows.refused", row.where, detail)
+        over, detail = length > self.context.max_length, f"the first has {length:,} tokens"
+        for check, overlong in (("length.truncated", "truncate"), ("length.refused", "error")):
+            self.observed.look(check, row.where, over and self.overlong == overlong, detail)
 
     def inspected(self) -> Inspected:
         """What was found, once all rows have been looked at."""
