@@ -13,7 +13,7 @@ from jaxpost.data.chat.turns import Chat
 from jaxpost.data.checks.duplicates import duplicate_findings, overlap_findings
 from jaxpost.data.checks.findings import CHECKS, Finding
 from jaxpost.data.checks.inspection import Inspected, inspect
-from jaxpost.data.checks.rows import Context
+from jaxpost.data.checks.context import Context
 from jaxpost.data.checks.survey import Survey, packing_findings, survey
 from jaxpost.data.plain import Plain
 from jaxpost.data.sources import read_rows

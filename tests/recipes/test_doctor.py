@@ -157,10 +157,10 @@ def test_D17_what_is_wrong_is_found_and_nothing_else(doctor, name):
     Mutation: jaxpost/data/checks/duplicates.py: `alike[part] = (prompts >= NEAR) & (answers >= NEAR)` -> `alike[part] = (prompts >= 2)`
     Mutation: jaxpost/data/checks/duplicates.py: `leaked, rest = np.flatnonzero(same >= 0)` -> `leaked, rest = np.flatnonzero(same > 10**9)`
     Mutation: jaxpost/data/checks/findings.py: `worse = entry.error_from is not None and share >= entry.error_from` -> `worse = False`
-    Mutation: jaxpost/data/checks/rows.py: `for check in (_check_bos, _check_end, _check_mask, _check_prompt, _check_ids):` -> `for check in (_check_bos, _check_mask, _check_prompt, _check_ids):`
-    Mutation: jaxpost/data/checks/rows.py: `observed.look("mask.prompt", row.where, whole or any(q in text for q in asked))` -> `pass`
+    Mutation: jaxpost/data/checks/rows.py: `for check in (_check_bos, _check_end, check_mask, _check_prompt, _check_ids):` -> `for check in (_check_bos, check_mask, _check_prompt, _check_ids):`
+    Mutation: jaxpost/data/checks/mask.py: `observed.look("mask.prompt", row.where, asked)` -> `pass`
     Mutation: jaxpost/data/checks/rows.py: `or bos in context.ends else ids[1:]` -> `else ids[1:]`
-    Mutation: jaxpost/data/checks/rows.py: `bool(tokens.trained[1:].all()) and asked_whole` -> `bool(tokens.trained[1:].all())`
+    Mutation: jaxpost/data/checks/mask.py: `bool(tokens.trained[1:].all()) and unseen` -> `bool(tokens.trained[1:].all())`
     Mutation: jaxpost/data/checks/rows.py: `fits = start == len(prompt) and tokens.ids[:start].tolist() == prompt` -> `fits = True`
     Mutation: jaxpost/recipes/doctor_options.py: `if room >= told:` -> `if True:`
     Mutation: jaxpost/recipes/doctor.py: `return inspect(context, rows, overlong=config.overlong, skip_bad=config.skip_bad_rows)` -> `return inspect(context, rows, overlong=config.overlong)`

@@ -1,10 +1,7 @@
 """What can be wrong with one tokenised row: BOS, stop tokens, the mask, the vocabulary, control tokens in its text."""
 
-import dataclasses
-import functools
 import json
 import re
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,68 +9,21 @@ import numpy as np
 from jaxpost.core.errors import InputError
 from jaxpost.data.chat.prompt import encode_prompt
 from jaxpost.data.chat.template import folder_of, render, template_of
-from jaxpost.data.chat.turns import Chat, turns_of
+from jaxpost.data.chat.turns import turns_of
+from jaxpost.data.checks.context import TRIAL, Context
 from jaxpost.data.checks.duplicates import texts_of
 from jaxpost.data.checks.findings import Finding, Observed, finding
+from jaxpost.data.checks.mask import check_mask
 from jaxpost.data.examples import Tokenised
-from jaxpost.data.plain import Plain
 from jaxpost.data.rows import ChatRow, CompletionRow, Row, TextRow
 
 PROMPTS = 32  # conversations whose generation prompt is rendered and compared
-LEAST_CHARACTERS = 8  # of a question that is looked for among the trained tokens: a word may stand in both
 _MARKER = re.compile(r"<\|[^<>|\s]{2,40}\|>|<(?:start|end)_of_turn>")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Context:
-    """What rows are checked against.
-
-    Attributes:
-      chat, plain: the tokenizer, as rows are encoded with it.
-      vocab_size: rows of the embedding.   max_length: in tokens.
-      stops: by source (`tokenizer`, `config.json`, `generation_config.json`) the ids that end generation.
-    """
-
-    chat: Chat
-    plain: Plain
-    vocab_size: int
-    max_length: int
-    stops: Mapping[str, frozenset[int]]
-
-    @property
-    def tokenizer(self) -> Any:
-        return self.chat.tokenizer
-
-    @functools.cached_property
-    def template(self) -> str | None:
-        """The chat template of rows without tools, None where there is none."""
-        return self.tokenizer.chat_template and template_of(self.tokenizer, _TRIAL)
-
-    @functools.cached_property
-    def ends(self) -> frozenset[int]:
-        """Ids that end an answer: those that end generation, and the token that the template puts after an answer."""
-        marked = self.chat.marks(self.template, _TRIAL) if self.template else None
-        eos = self.tokenizer.eos_token_id
-        plain = self.chat.stop_ids if eos is None else self.chat.stop_ids | {eos}
-        return self.chat.stops(marked) if marked is not None else plain
-
-    @functools.cached_property
-    def controls(self) -> re.Pattern[str]:
-        """Finds the control tokens of the tokenizer in a text."""
-        words = sorted(self.chat.controls.ids, key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, words)) or "(?!)")
-
-
-_TRIAL = ChatRow(
-    source=0,
-    where="a trial conversation",
-    messages=[{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}],
-)
 
 
 def check_row(context: Context, observed: Observed, row: Row, tokens: Tokenised) -> None:
     """Looks at one row, before it is cut."""
-    for check in (_check_bos, _check_end, _check_mask, _check_prompt, _check_ids):
+    for check in (_check_bos, _check_end, check_mask, _check_prompt, _check_ids):
         check(context, observed, row, tokens)
 
 
@@ -121,36 +71,6 @@ def _check_end(context: Context, observed: Observed, row: Row, tokens: Tokenised
     observed.look("stop.differs", row.where, bool(ends[1] and silent), f"{got!r} is not in {', '.join(silent)}")
 
 
-def _check_mask(context: Context, observed: Observed, row: Row, tokens: Tokenised) -> None:
-    if isinstance(row, TextRow) or not tokens.trained.any():
-        return
-    prompt, _ = texts_of(row)
-    text = _normal(context.tokenizer.decode(tokens.ids[tokens.trained]))
-    answers, questions = _said(row)
-    asked = [q for q in map(_normal, questions) if len(q) >= LEAST_CHARACTERS and not any(q in a for a in answers)]
-    # The first token is never trained: a prompt of one token is no prompt that is trained.
-    asked_whole = _normal(prompt) not in _normal(context.tokenizer.decode(tokens.ids[~tokens.trained]))
-    whole = bool(prompt.strip()) and bool(tokens.trained[1:].all()) and asked_whole
-    observed.look("mask.prompt", row.where, whole or any(q in text for q in asked))
-    missing = [answer for answer in answers if answer not in text]
-    observed.look("mask.answer", row.where, bool(missing), f"as {missing[0][:40]!r}" if missing else "")
-
-
-def _said(row: Row) -> tuple[list[str], Sequence[str]]:
-    """The texts that are to be trained, without blanks, and those that are not."""
-    if isinstance(row, CompletionRow):
-        return [_normal(row.completion)], [row.prompt]
-    assert isinstance(row, ChatRow)
-    turns = set(turns_of(row))
-    said = [(i in turns, m["content"]) for i, m in enumerate(row.messages) if isinstance(m.get("content"), str)]
-    return [_normal(text) for mine, text in said if mine], [text for mine, text in said if not mine]
-
-
-def _normal(text: str) -> str:
-    """Without blanks: templates trim, tokenizers put blanks before words."""
-    return "".join(text.split())
-
-
 def _check_prompt(context: Context, observed: Observed, row: Row, tokens: Tokenised) -> None:
     """Whether generation would start where the training of the row's first trained answer starts."""
     if not isinstance(row, ChatRow) or observed.seen["template.prompt"] >= PROMPTS or not tokens.trained.any():
@@ -194,6 +114,6 @@ def tokenizer_findings(context: Context, chats: int) -> list[Finding]:
 
 def _trial_text(context: Context) -> str:
     try:
-        return render(context.tokenizer, context.template or "", _TRIAL, prompt=False).text
+        return render(context.tokenizer, context.template or "", TRIAL, prompt=False).text
     except InputError:
         return ""
