@@ -26,9 +26,9 @@ def clean(count=60, seed=0):
     return [chat(sentence(rng), sentence(rng)) for _ in range(count)]
 
 
-def model_of(folder, template=tiny.CHATML, tokenizer=None, processor=None, **config):
-    """A tiny checkpoint whose template, tokenizer settings, post-processor or config differ."""
-    tiny.make(folder, "llama", num_hidden_layers=2, template=template)
+def model_of(folder, template=tiny.CHATML, tokenizer=None, processor=None, merges=(), **config):
+    """A tiny checkpoint whose template, tokenizer settings, post-processor, merges or config differ."""
+    tiny.make(folder, "llama", num_hidden_layers=2, template=template, merges=merges)
     for name, changes in (("tokenizer_config.json", tokenizer), ("config.json", config)):
         written = json.loads((folder / name).read_text())
         (folder / name).write_text(json.dumps({**written, **(changes or {})}))

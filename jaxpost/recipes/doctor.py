@@ -1,19 +1,17 @@
 """`jaxpost doctor`: data, tokenizer, template, masks and options looked at before a run. Reads top to bottom."""
 
 import dataclasses
-import logging
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from jaxpost.core.config import load_config
 from jaxpost.core.errors import InputError
 from jaxpost.core.files import refuse_existing, write_json
 from jaxpost.data.chat.turns import Chat
+from jaxpost.data.checks.context import Context
 from jaxpost.data.checks.duplicates import duplicate_findings, overlap_findings
 from jaxpost.data.checks.findings import CHECKS, Finding
 from jaxpost.data.checks.inspection import Inspected, inspect
-from jaxpost.data.checks.context import Context
 from jaxpost.data.checks.survey import Survey, packing_findings, survey
 from jaxpost.data.plain import Plain
 from jaxpost.data.sources import read_rows
@@ -60,8 +58,7 @@ def run(config: DoctorConfig) -> Report:
         raise InputError(f"`--json` must be a file in a folder that exists; got {config.json}. Make the folder.")
     resolved = resolve(config)
     model = described(resolved)
-    with _quiet():
-        train, numbers, findings = _look(resolved, model)
+    train, numbers, findings = _look(resolved, model)
     numerics: list[Deviation] = []
     if config.numerics and not any(found.severity == "error" for found in findings):
         numerics = compare(config, lambda text: print(text, file=sys.stderr, flush=True))
@@ -118,15 +115,3 @@ def _inspect(config: SftConfig, context: Context, data: Sequence[str]) -> Inspec
 
 def _of_eval(found: Finding) -> str:
     return "; ".join(part for part in ("in the evaluation", found.detail) if part)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the warnings that encoding logs: the findings say the same."""
-    logger = logging.getLogger("jaxpost.data")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -13,6 +13,8 @@ from doctor_runs import BOTH_ENDS, CLOSE, OPEN, WITH_BOS, WORDS, chat, clean, mo
 import jaxpost
 from jaxpost.cli import main
 from jaxpost.data.checks.findings import CHECKS
+from jaxpost.data.encode import _events
+from jaxpost.data.examples import Tokenised
 from jaxpost.hub.tokenizer_files import write_tokenizer
 from jaxpost.recipes import doctor_numerics as numerics
 
@@ -95,6 +97,19 @@ CASES = {
         [],
         ["mask.prompt!", "template.prompt"],
     ),
+    "a token across the end of the prompt": (
+        {"model": {"merges": (("y", "s"),)}, "rows": [{"prompt": "say", "completion": "so"}]},
+        [],
+        ["mask.merged"],
+    ),
+    "instructions that the template leaves out": (
+        {
+            "model": {"template": tagged(ANSWER).replace("in messages", "in messages if m['role'] != 'system'")},
+            "rows": [{"messages": [{"role": "system", "content": "Be brief."}, *chat("who?", "I")["messages"]]}],
+        },
+        [],
+        ["template.unshown"],
+    ),
     "hardly anything is trained": (
         {"rows": [chat(sentence(random.Random(n), 150), "b") for n in range(60)], "clean": 0},
         ["--max-length", "2048", "--steps", "30"],
@@ -157,11 +172,13 @@ def test_D17_what_is_wrong_is_found_and_nothing_else(doctor, name):
     Mutation: jaxpost/data/checks/duplicates.py: `alike[part] = (prompts >= NEAR) & (answers >= NEAR)` -> `alike[part] = (prompts >= 2)`
     Mutation: jaxpost/data/checks/duplicates.py: `leaked, rest = np.flatnonzero(same >= 0)` -> `leaked, rest = np.flatnonzero(same > 10**9)`
     Mutation: jaxpost/data/checks/findings.py: `worse = entry.error_from is not None and share >= entry.error_from` -> `worse = False`
-    Mutation: jaxpost/data/checks/rows.py: `for check in (_check_bos, _check_end, check_mask, _check_prompt, _check_ids):` -> `for check in (_check_bos, check_mask, _check_prompt, _check_ids):`
+    Mutation: jaxpost/data/checks/rows.py: `for check in (_check_bos, _check_end, check_mask, _check_shown, _check_prompt, _check_ids):` -> `for check in (_check_bos, check_mask, _check_shown, _check_prompt, _check_ids):`
     Mutation: jaxpost/data/checks/mask.py: `observed.look("mask.prompt", row.where, asked)` -> `pass`
     Mutation: jaxpost/data/checks/rows.py: `or bos in context.ends else ids[1:]` -> `else ids[1:]`
     Mutation: jaxpost/data/checks/mask.py: `bool(tokens.trained[1:].all()) and unseen` -> `bool(tokens.trained[1:].all())`
     Mutation: jaxpost/data/checks/rows.py: `fits = start == len(prompt) and tokens.ids[:start].tolist() == prompt` -> `fits = True`
+    Mutation: jaxpost/data/checks/mask.py: `observed.look("mask.merged", row.where, tokens.merged)` -> `pass`
+    Mutation: jaxpost/data/checks/rows.py: `observed.look("template.unshown", row.where, tokens.unshown)` -> `pass`
     Mutation: jaxpost/recipes/doctor_options.py: `if room >= told:` -> `if True:`
     Mutation: jaxpost/recipes/doctor.py: `return inspect(context, rows, overlong=config.overlong, skip_bad=config.skip_bad_rows)` -> `return inspect(context, rows, overlong=config.overlong)`
     """  # noqa: E501
@@ -175,6 +192,25 @@ def test_D17_what_is_wrong_is_found_and_nothing_else(doctor, name):
 def test_every_check_of_the_table_is_tried():
     tried = {check.rstrip("!") for _, _, expected in CASES.values() for check in expected}
     assert set(CHECKS) - tried == {"numerics.deviation", "mask.answer"}  # these have tests of their own
+
+
+EVENTS = {  # what training warns about -> the check that says it
+    "merged_boundaries": "mask.merged",
+    "unstopped": "end.untrained",
+    "spelled_controls": "rows.control",
+    "unshown_messages": "template.unshown",
+}
+
+
+def test_every_warning_of_training_has_a_check():
+    """Each of these checks has its case above.
+
+    Mutation: jaxpost/data/encode.py: `"unshown_messages": tokens.unshown,` -> `"unshown_messages": tokens.unshown, "another": True,`
+    """  # noqa: E501
+    everything = Tokenised(
+        ids=np.zeros(2, np.int32), trained=np.ones(2, np.bool_), merged=True, stopped=False, spelled=True, unshown=True
+    )
+    assert set(_events(everything)) == set(EVENTS) and set(EVENTS.values()) <= set(CHECKS)
 
 
 def test_an_answer_that_the_template_changes_is_found(doctor):

@@ -137,6 +137,11 @@ CHECKS: Mapping[str, Check] = {
         advice="See what the template does to answers.",
         error_from=0.5,
     ),
+    "mask.merged": Check(
+        severity="warning",
+        title="in which one token holds the end of the prompt and the start of the answer: generation sees others",
+        advice="End prompts where a token ends.",
+    ),
     "mask.little": Check(
         severity="warning",
         title="of the tokens hardly any are trained",
@@ -166,6 +171,11 @@ CHECKS: Mapping[str, Check] = {
         severity="warning",
         title="where the answer does not stand right after what the generation prompt supplies",
         advice="Generation would start from a context that was never trained; see `add_generation_prompt`.",
+    ),
+    "template.unshown": Check(
+        severity="warning",
+        title="of which the template leaves a message out: the model is trained without it",
+        advice="See the template, or move what the message says into another.",
     ),
     "eval.leak": Check(
         severity="warning",

@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from jaxpost.core.errors import InputError
+from jaxpost.data.checks.context import Context
 from jaxpost.data.checks.duplicates import Digester, Digests
 from jaxpost.data.checks.findings import Finding, Observed, finding
-from jaxpost.data.checks.context import Context
 from jaxpost.data.checks.rows import check_row, check_text, tokenizer_findings
 from jaxpost.data.encode import fit, tokenise_chunk
 from jaxpost.data.examples import Counts, Example, Tokenised

@@ -33,6 +33,7 @@ def check_mask(context: Context, observed: Observed, row: Row, tokens: Tokenised
         answers, asked = _answers(row), _question_is_trained(context, row, tokens, said)
     missing = [answer for answer in answers if answer not in said]
     observed.look("mask.prompt", row.where, asked)
+    observed.look("mask.merged", row.where, tokens.merged)
     observed.look("mask.answer", row.where, bool(missing), f"as {missing[0][:40]!r}" if missing else "")
 
 

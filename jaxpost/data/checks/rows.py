@@ -23,7 +23,7 @@ _MARKER = re.compile(r"<\|[^<>|\s]{2,40}\|>|<(?:start|end)_of_turn>")
 
 def check_row(context: Context, observed: Observed, row: Row, tokens: Tokenised) -> None:
     """Looks at one row, before it is cut."""
-    for check in (_check_bos, _check_end, check_mask, _check_prompt, _check_ids):
+    for check in (_check_bos, _check_end, check_mask, _check_shown, _check_prompt, _check_ids):
         check(context, observed, row, tokens)
 
 
@@ -69,6 +69,11 @@ def _check_end(context: Context, observed: Observed, row: Row, tokens: Tokenised
     end = int(tokens.ids[last])
     silent = [name for name, ids in context.stops.items() if ids and end not in ids]
     observed.look("stop.differs", row.where, bool(ends[1] and silent), f"{got!r} is not in {', '.join(silent)}")
+
+
+def _check_shown(context: Context, observed: Observed, row: Row, tokens: Tokenised) -> None:
+    if isinstance(row, ChatRow):
+        observed.look("template.unshown", row.where, tokens.unshown)
 
 
 def _check_prompt(context: Context, observed: Observed, row: Row, tokens: Tokenised) -> None:
