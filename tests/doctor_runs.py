@@ -8,6 +8,7 @@ import tiny
 from jaxpost.cli import main
 
 BOS = "<|eot|>"
+BROKEN = "{not json"
 WORDS = (
     "amber birch cobalt delta ember fjord grove harbor island juniper kelp lagoon meadow nectar opal prairie".split()
 )

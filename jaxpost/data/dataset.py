@@ -6,14 +6,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from jaxpost.core.errors import InputError
 from jaxpost.data.cache import Kept, kept, key_of
 from jaxpost.data.chat.template import asks_for_the_day, folder_of
 from jaxpost.data.encode import EncodeOptions, close, encode_stream, joint_fingerprint
-from jaxpost.data.examples import Encoded, Example, Joined, Tally
-from jaxpost.data.mixing import choose, mixture_sizes
+from jaxpost.data.examples import Encoded, Example, Joined, Tally, totals_of
+from jaxpost.data.mixing import drawn, weights_of
 from jaxpost.data.sources import Source, open_sources
 
 
@@ -39,18 +36,18 @@ def prepare_data(
     sources = open_sources(data)
     options = dataclasses.replace(options, date=options.date or datetime.date.today().isoformat())
     parts = [_kept(tokenizer, source, options) for source in sources]
-    weights = [source.name.weight for source in sources if source.name.weight is not None] or None
     tally = Tally()
     for part in parts:
         tally.merge(part.tally)
     examples = [part.examples for part in parts]
     rows = [part.tally.counts["rows"] for part in parts]
-    joined = Joined(examples, rows)
-    if weights is not None:
-        joined = Joined(examples, rows, _chosen(sources, parts, weights, seed))
+    names = [source.name for source in sources]
+    chosen = drawn(names, rows, [len(part) for part in examples], seed)
+    joined = Joined(examples, rows, chosen)
+    if chosen is not None:
         _count_chosen(tally, joined)
     counts = close(tally, folder_of(tokenizer))
-    fingerprint = joint_fingerprint([(part.fingerprint, part.tally) for part in parts], weights)
+    fingerprint = joint_fingerprint([(part.fingerprint, part.tally) for part in parts], weights_of(names))
     return Encoded(examples=joined, counts=counts, fingerprint=fingerprint)
 
 
@@ -65,20 +62,8 @@ def _kept(tokenizer: Any, source: Source, options: EncodeOptions) -> Kept:
     return kept(key, examples)
 
 
-def _chosen(sources: Sequence[Source], parts: Sequence[Kept], weights: Sequence[float], seed: int) -> np.ndarray:
-    sizes = [len(part.examples) for part in parts]
-    if 0 in sizes:
-        tally = parts[sizes.index(0)].tally
-        raise InputError(
-            f"each weighted item of `data` must hold a row to train on; got {tally.counts['rows']} rows, none of them "
-            f"left, in {sources[sizes.index(0)].name.text}. Check the data, or remove the item."
-        )
-    return choose(sizes, mixture_sizes(sizes, weights), seed)
-
-
 def _count_chosen(tally: Tally, chosen: Sequence[Example]) -> None:
     """The tally of what an epoch holds, of a tally of all that is left."""
     tally.counts["unused"] = tally.counts["examples"] - len(chosen)
-    tally.counts["examples"] = len(chosen)
-    tally.counts["tokens"] = sum(len(example.ids) for example in chosen)
-    tally.counts["trained_tokens"] = sum(int(example.trained.sum()) for example in chosen)
+    for name, count in totals_of(chosen).items():
+        tally.counts[name] = count

@@ -100,6 +100,16 @@ class Counts:
         return "; ".join(part for part in parts if part)
 
 
+def totals_of(examples: Sequence[Example]) -> dict[str, int]:
+    """How many examples, tokens and trained tokens there are, by the names of `Counts`.
+
+    >>> totals_of([Example(ids=np.array([5, 6], np.int32), trained=np.array([False, True]), source=1)])
+    {'examples': 1, 'tokens': 2, 'trained_tokens': 1}
+    """
+    sizes = np.array([(1, len(example.ids), example.trained.sum()) for example in examples], np.int64).reshape(-1, 3)
+    return dict(zip(("examples", "tokens", "trained_tokens"), sizes.sum(0).tolist(), strict=True))
+
+
 SHOWN = 5  # broken rows that are named; the others are counted
 
 

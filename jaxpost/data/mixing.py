@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from jaxpost.core.errors import InputError
+from jaxpost.data.names import DataName
 
 
 def mixture_sizes(sizes: Sequence[int], weights: Sequence[float]) -> list[int]:
@@ -52,3 +53,32 @@ def choose(sizes: Sequence[int], counts: Sequence[int], seed: int) -> Int64[np.n
         for index, (start, size, count) in enumerate(zip(starts, sizes, counts, strict=True))
     ]
     return np.concatenate(drawn).astype(np.int64)
+
+
+def drawn(
+    names: Sequence[DataName], rows: Sequence[int], sizes: Sequence[int], seed: int
+) -> Int64[np.ndarray, " examples"] | None:
+    """Which examples an epoch holds: indices into those of the items put one after another; None, for all, without
+    weights.
+
+    Args:
+      names: the items.   rows: how many rows each has.   sizes: how many of them are left to train on.
+
+    Raises:
+      InputError: a mixture that cannot be had.
+    """
+    weights = weights_of(names)
+    if weights is None:
+        return None
+    if 0 in sizes:
+        item = sizes.index(0)
+        raise InputError(
+            f"each weighted item of `data` must hold a row to train on; got {rows[item]} rows, none of them left, in "
+            f"{names[item].text}. Check the data, or remove the item."
+        )
+    return choose(sizes, mixture_sizes(sizes, weights), seed)
+
+
+def weights_of(names: Sequence[DataName]) -> list[float] | None:
+    """The weights of the items, None where they have none."""
+    return [name.weight for name in names if name.weight is not None] or None

@@ -14,7 +14,7 @@ from jaxpost.data.checks.findings import CHECKS, Finding
 from jaxpost.data.checks.inspection import Inspected, inspect
 from jaxpost.data.checks.survey import Survey, packing_findings, survey
 from jaxpost.data.plain import Plain
-from jaxpost.data.sources import read_rows
+from jaxpost.data.sources import open_sources
 from jaxpost.hub.model import Model, ids_of
 from jaxpost.hub.source import find_folder, read_config
 from jaxpost.recipes.chat_template import with_tokenizer
@@ -98,20 +98,16 @@ def _look(config: SftConfig, model: Model) -> tuple[Inspected, Survey | None, li
     findings = [*train.findings, *duplicate_findings(train.digests, train.with_prompt)]
     if config.eval_data:
         held = _inspect(config, context, config.eval_data)
-        findings += [dataclasses.replace(f, detail=_of_eval(f)) for f in held.findings if f.severity == "error"]
+        findings += [dataclasses.replace(f, evaluation=True) for f in held.findings if f.severity == "error"]
         findings += overlap_findings(train.digests, held.digests, held.with_prompt)
-    if not train.examples:
+    if not train.epoch:
         return train, None, findings
-    plan = batch_plan(config, train.examples)
+    plan = batch_plan(config, train.epoch)
     numbers = survey(train, plan, steps=total_steps(config.steps, config.epochs, plan.steps_per_epoch))
     findings += [*packing_findings(numbers, plan), *option_findings(config, model, numbers)]
     return train, numbers, findings
 
 
 def _inspect(config: SftConfig, context: Context, data: Sequence[str]) -> Inspected:
-    rows = read_rows(data, keep_bad=True)
-    return inspect(context, rows, overlong=config.overlong, skip_bad=config.skip_bad_rows)
-
-
-def _of_eval(found: Finding) -> str:
-    return "; ".join(part for part in ("in the evaluation", found.detail) if part)
+    sources, skip = open_sources(data), config.skip_bad_rows
+    return inspect(context, sources, overlong=config.overlong, skip_bad=skip, seed=config.seed)

@@ -81,8 +81,8 @@ def test_D12_an_epoch_holds_the_fractions_and_replay_rows_keep_their_mask(files,
     """Batches of an epoch, packed or not: fractions of rows within one row, none twice, each with the tokens and the
     mask that it has alone; the same rows in every epoch.
 
-    Mutation: jaxpost/data/dataset.py: `        joined = Joined(examples, rows, _chosen(sources, parts, weights, seed))` -> `        pass`
-    Mutation: jaxpost/data/dataset.py: `return choose(sizes, mixture_sizes(sizes, weights), seed)` -> `return choose(sizes, sizes, seed)`
+    Mutation: jaxpost/data/dataset.py: `    joined = Joined(examples, rows, chosen)` -> `    joined = Joined(examples, rows)`
+    Mutation: jaxpost/data/mixing.py: `return choose(sizes, mixture_sizes(sizes, weights), seed)` -> `return choose(sizes, sizes, seed)`
     """  # noqa: E501
     mixture = prepare([f"{file}={weight}" for file, weight in zip(files, weights, strict=True)])
     alone = {e.source: e for e in prepare([*files]).examples}
@@ -112,7 +112,7 @@ def test_D12_counts_tell_what_an_epoch_holds(files):
 
 
 def test_D12_the_seed_draws_the_part_and_changes_no_fraction(files):
-    """Mutation: jaxpost/data/dataset.py: `_chosen(sources, parts, weights, seed))` -> `_chosen(sources, parts, weights, 0))`"""  # noqa: E501
+    """Mutation: jaxpost/data/dataset.py: `[len(part) for part in examples], seed)` -> `[len(part) for part in examples], 0)`"""  # noqa: E501
     data = [f"{files[0]}=0.5", f"{files[1]}=0.5"]
     drawn = [[e.source for e in prepare(data, seed=seed).examples] for seed in (0, 0, 1, 2)]
     assert drawn[0] == drawn[1] and len({tuple(each) for each in drawn}) == 3
@@ -122,7 +122,7 @@ def test_D12_the_seed_draws_the_part_and_changes_no_fraction(files):
 
 
 def test_an_item_that_gives_nothing_to_a_mixture_is_refused(files, tmp_path):
-    """Mutation: jaxpost/data/dataset.py: `    if 0 in sizes:` -> `    if False:`"""
+    """Mutation: jaxpost/data/mixing.py: `    if 0 in sizes:` -> `    if False:`"""
     empty = write(tmp_path / "empty.jsonl", [{"text": ""}])
     refused(lambda: prepare([f"{files[0]}=0.5", f"{empty}=0.5"]), str(empty), "1 rows")
     assert len(prepare([files[0], empty]).examples) == 10

@@ -139,6 +139,11 @@ CASES = {
         ["eval.prompt"],
     ),
     "an evaluation that is broken": ({"held": ["{not json"]}, [], ["rows.refused!", "rows.none!"]),
+    "a mixture without a row of one item": (
+        {"data": {"good.jsonl=0.999": clean(), "one.jsonl=0.001": clean(1, seed=1)}},
+        [],
+        ["data.mixture!"],
+    ),
     "a small adapter": ({}, ["--lora.rank", "1", "--lora.targets", "q_proj"], ["capacity.adapter"]),
     "a large rate": ({}, ["--learning-rate", "0.5"], ["rate.unusual"]),
     "an adapter's rate for all weights": ({}, ["--full", "--learning-rate", "2e-3"], ["rate.unusual"]),
@@ -180,7 +185,7 @@ def test_D17_what_is_wrong_is_found_and_nothing_else(doctor, name):
     Mutation: jaxpost/data/checks/mask.py: `observed.look("mask.merged", row.where, tokens.merged)` -> `pass`
     Mutation: jaxpost/data/checks/rows.py: `observed.look("template.unshown", row.where, tokens.unshown)` -> `pass`
     Mutation: jaxpost/recipes/doctor_options.py: `if room >= told:` -> `if True:`
-    Mutation: jaxpost/recipes/doctor.py: `return inspect(context, rows, overlong=config.overlong, skip_bad=config.skip_bad_rows)` -> `return inspect(context, rows, overlong=config.overlong)`
+    Mutation: jaxpost/recipes/doctor.py: `overlong=config.overlong, skip_bad=skip, ` -> `overlong=config.overlong, `
     """  # noqa: E501
     case, flags, expected = CASES[name]
     status, found, said = doctor(case, *flags)

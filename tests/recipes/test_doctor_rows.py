@@ -3,12 +3,11 @@
 import json
 
 import pytest
-from doctor_runs import chat, clean, run_doctor
+from doctor_runs import BROKEN, chat, clean, run_doctor
 
 from jaxpost.data.checks.findings import Observed
 
 LONGEST = chat("tell", "the longest answer of all " * 4)
-BROKEN = "{not json"
 
 
 @pytest.mark.parametrize("place", [0, 1, 31, 60])
@@ -66,3 +65,23 @@ def test_nothing_is_found_where_nobody_looked():
     with pytest.raises(AssertionError, match=r"rows.skipped is found at a.jsonl line 2"):
         observed.find("rows.skipped", "a.jsonl line 2")
     assert [(finding.count, finding.total) for finding in observed.findings()[:1]] == [(1, 1)]
+
+
+def line_of(found, check):
+    """The text of the one finding of a check."""
+    (text,) = [finding["text"] for finding in found if finding["check"] == check]
+    return text
+
+
+def test_a_broken_row_is_told_in_one_sentence_with_its_place_and_advice_once(tmp_path):
+    """Mutation: jaxpost/data/checks/findings.py: `.replace(f" at {place}", "")` -> ``"""
+    rows = {"rows": [BROKEN], "held": [BROKEN, chat("who?", "I")]}
+    text = line_of(run_doctor(tmp_path, {"data": {"rows.jsonl": [*clean(), BROKEN]}})[1], "rows.refused")
+    assert text == (
+        f"1 of 61 rows cannot be read or trained as they are ({tmp_path}/rows.jsonl line 61): each line must be one "
+        "JSON object; got expecting property name enclosed in double quotes (column 2). Fix or remove the line."
+    )
+    texts = [finding["text"] for finding in run_doctor(tmp_path, rows)[1] if finding["evaluation"]]
+    assert len(texts) == 1 and texts[0].startswith(
+        f"1 of 2 rows of the evaluation cannot be read or trained as they are ({tmp_path}/held.jsonl line 1): each line"
+    )

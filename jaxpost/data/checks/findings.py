@@ -16,13 +16,13 @@ class Check:
     Attributes:
       severity: an error means that training (or the evaluation) would be wrong: exit status 2.
       title: what was found, in words that read after a count of rows where it is about rows.
-      advice: what to do.
+      advice: what to do; None where the detail is the line of an error, which says it.
       error_from: share of the rows it is about from which on a warning is an error; None for never.
     """
 
     severity: Severity
     title: str
-    advice: str
+    advice: str | None
     error_from: float | None = None
 
 
@@ -30,13 +30,18 @@ CHECKS: Mapping[str, Check] = {
     "rows.refused": Check(
         severity="error",
         title="cannot be read or trained as they are",
-        advice="Fix or remove them.",
+        advice=None,
     ),
     "rows.skipped": Check(
         severity="warning",
         title="cannot be read or trained as they are, and are skipped",
-        advice="Fix or remove them.",
+        advice=None,
         error_from=0.5,
+    ),
+    "data.mixture": Check(
+        severity="error",
+        title="the mixture of `--data` cannot be had",
+        advice=None,
     ),
     "rows.none": Check(severity="error", title="no row is left to train on", advice="Look at what they fell to."),
     "rows.dropped": Check(
@@ -224,8 +229,9 @@ class Finding:
       check: its id in `CHECKS`.
       severity: after the share of rows has been weighed.
       count, total: how many rows, of how many that could have had it; both None for what is not about rows.
-      detail: numbers and names of this case; may be empty.
+      detail: numbers and names of this case, or the line of an error, the first one's; may be empty.
       places: the first few rows, by file and line.
+      evaluation: it is about the rows of `--eval-data`.
     """
 
     check: str
@@ -234,6 +240,7 @@ class Finding:
     total: int | None = None
     detail: str = ""
     places: Sequence[str] = ()
+    evaluation: bool = False
 
     @property
     def text(self) -> str:
@@ -243,13 +250,22 @@ class Finding:
         2 of 9 rows of the evaluation are nearly equal to a
         """
         check = CHECKS[self.check]
-        title = check.title
+        title = f"in the evaluation {check.title}" if self.evaluation else check.title
         if self.count is not None:
-            rows = "row" if self.total == 1 else "rows"
-            title = f"{self.count:,} of {self.total:,} {rows} {title}"
-        more = ", ..." if self.places and len(self.places) < (self.count or 0) else ""
-        notes = "; ".join(part for part in (self.detail, ", ".join(self.places) + more) if part)
+            rows = ("row" if self.total == 1 else "rows") + " of the evaluation" * self.evaluation
+            title = f"{self.count:,} of {self.total:,} {rows} {check.title}"
+        shown = ", ".join(self.places) + ", ..." * (0 < len(self.places) < (self.count or 0))
+        if check.advice is None:
+            return f"{title}{f' ({shown})' if shown else ''}: {self._error()}"
+        notes = "; ".join(part for part in (self.detail, shown) if part)
         return f"{title}{f' ({notes})' if notes else ''}. {check.advice}"
+
+    def _error(self) -> str:
+        """The line of the error without its place, which stands beside it."""
+        line = self.detail
+        for place in self.places[:1]:
+            line = line.replace(f" (row at {place})", "").replace(f" at {place}", "")
+        return line
 
 
 def finding(

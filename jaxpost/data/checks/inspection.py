@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Int64
@@ -14,8 +14,10 @@ from jaxpost.data.checks.duplicates import Digester, Digests
 from jaxpost.data.checks.findings import Finding, Observed, finding
 from jaxpost.data.checks.rows import check_row, check_text, tokenizer_findings
 from jaxpost.data.encode import fit, tokenise_chunk
-from jaxpost.data.examples import Counts, Example, Tokenised
+from jaxpost.data.examples import Counts, Example, Tokenised, totals_of
+from jaxpost.data.mixing import drawn
 from jaxpost.data.rows import BadRow, ChatRow, CompletionRow, Row
+from jaxpost.data.sources import Source
 
 LITTLE = 0.01  # share of trained tokens under which a run teaches little
 CHUNK_ROWS = 256  # tokenised at a time; where one of them is refused, each is tried alone
@@ -27,7 +29,8 @@ class Inspected:
 
     Attributes:
       examples: as training would see them, cut to `max_length`.
-      counts: what became of the rows.
+      epoch: those of an epoch; of a mixture a part of them, none where it cannot be had.
+      counts: what became of the rows; tokens are those of an epoch.
       places: file and line of every row, the first one's first; of broken ones too.
       lengths: tokens of each row that was tokenised, before it is cut.
       trained: how many of them are trained.
@@ -37,6 +40,7 @@ class Inspected:
     """
 
     examples: Sequence[Example]
+    epoch: Sequence[Example]
     counts: Counts
     places: Sequence[str]
     lengths: Int64[np.ndarray, " tokenised"]
@@ -50,19 +54,31 @@ class Inspected:
         return self.places[source - 1]
 
 
-def inspect(context: Context, rows: Iterable[Row | BadRow], *, overlong: str, skip_bad: bool = False) -> Inspected:
-    """Looks at every row, broken ones too.
+def inspect(
+    context: Context, sources: Sequence[Source], *, overlong: str, skip_bad: bool = False, seed: int = 0
+) -> Inspected:
+    """Looks at every row of the items of `--data`, broken ones too.
 
     Args:
-      rows: numbered from 1 on, as `read_rows` gives them.
       overlong: what becomes of a row over `max_length`, as in `encode_rows`.
       skip_bad: broken rows are skipped by training, so they are no error.
+      seed: of the part that a mixture takes, as in `prepare_data`.
     """
     looker = _Looker(context=context, overlong=overlong, broken="rows.skipped" if skip_bad else "rows.refused")
-    source = iter(rows)
-    while read := list(itertools.islice(source, CHUNK_ROWS)):
-        looker.chunk(read)
-    return looker.inspected()
+    rows, sizes = [], []
+    for source in sources:
+        before, kept = len(looker.places), len(looker.examples)
+        read = source.rows(before + 1, keep_bad=True)
+        while chunk := list(itertools.islice(read, CHUNK_ROWS)):
+            looker.chunk(chunk)
+        rows.append(len(looker.places) - before)
+        sizes.append(len(looker.examples) - kept)
+    try:
+        chosen = drawn([source.name for source in sources], rows, sizes, seed)
+    except InputError as error:
+        return looker.inspected([], [finding("data.mixture", detail=str(error))] if looker.examples else [])
+    every = looker.examples
+    return looker.inspected(every if chosen is None else [every[index] for index in chosen.tolist()], [])
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -85,7 +101,7 @@ class _Looker:
         """Reads, tokenises and looks at some rows."""
         rows = [row for row in read if not isinstance(row, BadRow)]
         for row in read:
-            self.observed.look(self.broken, row.where, isinstance(row, BadRow), getattr(row, "reason", "").rstrip("."))
+            self.observed.look(self.broken, row.where, isinstance(row, BadRow), getattr(row, "reason", ""))
         self.places += [row.where for row in read]
         self.digester.add(rows)
         self.prompts += [_has_prompt(row) for row in rows]
@@ -110,7 +126,7 @@ class _Looker:
         try:
             return tokenise_chunk(self.context.plain, self.context.chat, [row])
         except InputError as error:
-            self.observed.find(self.broken, row.where, str(error).rstrip("."))
+            self.observed.find(self.broken, row.where, str(error))
             return []
 
     def _row(self, row: Row, tokens: Tokenised | None) -> None:
@@ -129,26 +145,22 @@ class _Looker:
         for check, overlong in (("length.truncated", "truncate"), ("length.refused", "error")):
             self.observed.look(check, row.where, over and self.overlong == overlong, detail)
 
-    def inspected(self) -> Inspected:
+    def inspected(self, epoch: Sequence[Example], findings: Sequence[Finding]) -> Inspected:
         """What was found, once all rows have been looked at."""
-        counts = Counts(
-            rows=len(self.places),
-            examples=len(self.examples),
-            tokens=sum(len(example.ids) for example in self.examples),
-            trained_tokens=sum(int(example.trained.sum()) for example in self.examples),
-            **self.counter,
-        )
+        unused = len(self.examples) - len(epoch)
+        counts = Counts(rows=len(self.places), **totals_of(epoch), unused=unused, **self.counter)
         lengths, trained = np.array(self.sizes, np.int64).reshape(-1, 2).T
         about = tokenizer_findings(self.context, self.chats)
         return Inspected(
             examples=self.examples,
+            epoch=epoch,
             counts=counts,
             places=self.places,
             lengths=lengths,
             trained=trained,
             digests=self.digester.digests(),
             with_prompt=np.array(self.prompts, np.bool_),
-            findings=[*about, *self.observed.findings(), *_count_findings(counts)],
+            findings=[*findings, *about, *self.observed.findings(), *_count_findings(counts)],
         )
 
 
@@ -158,11 +170,11 @@ def _has_prompt(row: Row) -> bool:
 
 def _count_findings(counts: Counts) -> list[Finding]:
     found = []
-    whole = dataclasses.replace(counts, dropped_bad=0)  # broken rows have a finding of their own
+    told = dataclasses.replace(counts, dropped_bad=0, unused=0).dropped()  # broken rows have a finding of their own
     dropped = counts.dropped_overlong + counts.dropped_truncated + counts.dropped_no_assistant + counts.dropped_empty
     if dropped:
-        found.append(finding("rows.dropped", count=dropped, total=counts.rows, detail=whole.dropped()))
-    if not counts.examples:
+        found.append(finding("rows.dropped", count=dropped, total=counts.rows, detail=told))
+    if not counts.examples + counts.unused:
         found.append(finding("rows.none", detail=f"of {counts.rows:,}"))
     if counts.tokens and counts.trained_tokens < LITTLE * counts.tokens:
         share = counts.trained_tokens / counts.tokens
