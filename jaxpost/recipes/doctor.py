@@ -10,9 +10,10 @@ from jaxpost.core.files import refuse_existing, write_json
 from jaxpost.data.chat.turns import Chat
 from jaxpost.data.checks.context import Context
 from jaxpost.data.checks.duplicates import duplicate_findings, overlap_findings
-from jaxpost.data.checks.findings import CHECKS, Finding
+from jaxpost.data.checks.findings import Finding
 from jaxpost.data.checks.inspection import Inspected, inspect
 from jaxpost.data.checks.survey import Survey, packing_findings, survey
+from jaxpost.data.checks.table import CHECKS
 from jaxpost.data.plain import Plain
 from jaxpost.data.sources import open_sources
 from jaxpost.hub.model import Model, ids_of

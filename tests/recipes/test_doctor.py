@@ -12,7 +12,7 @@ from doctor_runs import BOTH_ENDS, CLOSE, OPEN, WITH_BOS, WORDS, chat, clean, mo
 
 import jaxpost
 from jaxpost.cli import main
-from jaxpost.data.checks.findings import CHECKS
+from jaxpost.data.checks.table import CHECKS
 from jaxpost.data.encode import _events
 from jaxpost.data.examples import Tokenised
 from jaxpost.hub.tokenizer_files import write_tokenizer
