@@ -147,7 +147,7 @@ def surroundings(path):
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_completions_change_nothing_and_are_worth_nothing(people, name):
-    """Mutation: jaxpost/rewards/sql_worker.py: `connection.set_authorizer(authorizer(tables, read))` -> ``
+    """Mutation: jaxpost/rewards/sql_worker.py: `connection.set_authorizer(authorizer(tables))` -> ``
 
     Mutation: jaxpost/rewards/sql_worker.py: `if second.lower() in FUNCTIONS` -> `if second`
     Mutation: jaxpost/rewards/sql_text.py: `if end >= 0 and bare[end:].strip("; \\t\\r\\n"):` -> `if end < -1:`
