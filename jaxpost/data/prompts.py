@@ -12,8 +12,8 @@ from typing import Any, TypeAlias
 from jaxpost.core.errors import InputError
 from jaxpost.data.chat.prompt import encode_prompt, stop_tokens
 from jaxpost.data.chat.turns import Chat
+from jaxpost.data.messages import check_messages, kind_of, template_kwargs_of, tools_of
 from jaxpost.data.plain import Plain
-from jaxpost.data.rows import check_messages, kind_of, template_kwargs_of, tools_of
 from jaxpost.data.sources import read_columns
 
 Message: TypeAlias = Mapping[str, Any]

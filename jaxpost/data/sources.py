@@ -11,9 +11,10 @@ from typing import Any
 
 from jaxpost.core.errors import InputError
 from jaxpost.data.hub_rows import hub_digest, hub_entries, load_hub
+from jaxpost.data.messages import kind_of
 from jaxpost.data.names import PARQUET, SUFFIXES, DataName, parse_names
 from jaxpost.data.parquet import read_parquet
-from jaxpost.data.rows import COLUMNS, BadRow, Row, kind_of, make_row
+from jaxpost.data.rows import COLUMNS, BadRow, Row, make_row
 
 BOM = b"\xef\xbb\xbf"
 Entry = tuple[Callable[[], dict[str, Any]], str]  # reads the columns of a row; its place

@@ -47,7 +47,7 @@ def test_cases_have_the_tokens_that_they_should(name, examples, trained):
 def test_D14_five_rows_without_tools():
     """30 trained tokens, the number in case D14, and five equal rows.
 
-    Mutation: jaxpost/data/rows.py: `json.loads(value) if value.strip() else None` -> `value or None`
+    Mutation: jaxpost/data/messages.py: `json.loads(value) if value.strip() else None` -> `value or None`
     """
     tokenizer = AutoTokenizer.from_pretrained(CASES / "tokenizer")
     tokenizer.chat_template = (CASES / "D14" / "chat_template.jinja").read_text()

@@ -150,7 +150,7 @@ def test_forms():
 def test_D14_empty_tools_are_no_tools():
     """Case D14: an empty list, null, their JSON and an absent column are all no tools; a list or its JSON is one.
 
-    Mutation: jaxpost/data/rows.py: `if value is None or value == []:` -> `if value is None:`
+    Mutation: jaxpost/data/messages.py: `if value is None or value == []:` -> `if value is None:`
     """
     rows = list(read_rows(CASES / "D14" / "data.jsonl"))
     assert [row.tools for row in rows] == [None] * 5

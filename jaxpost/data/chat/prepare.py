@@ -10,7 +10,8 @@ from jaxpost.data.chat.marking import mark_row
 from jaxpost.data.chat.reasoning import reasoning_of, split_reasoning
 from jaxpost.data.chat.template import TurnMarks, folder_of, template_of
 from jaxpost.data.chat.turns import Chat, turns_of
-from jaxpost.data.rows import ChatRow, called, text_of
+from jaxpost.data.messages import called, text_of
+from jaxpost.data.rows import ChatRow
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 

@@ -316,7 +316,7 @@ def test_tools_and_template_arguments_reach_the_template():
 
 
 def test_D14_empty_tools_write_no_boilerplate():
-    """Mutation: jaxpost/data/rows.py: `value == []` -> `value == {}`"""
+    """Mutation: jaxpost/data/messages.py: `value == []` -> `value == {}`"""
     tokenizer = toys.toy(toys.TOOLS)
     rows = [chat_row("a", "b", **columns) for columns in ({}, {"tools": []}, {"tools": None}, {"tools": "[]"})]
     assert len({tuple(encoded.ids.tolist()) for encoded in encode(tokenizer, *rows)}) == 1
