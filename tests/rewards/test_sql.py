@@ -193,10 +193,7 @@ def test_nothing_of_the_environment_is_inherited(people, tmp_path, monkeypatch):
     ],
 )
 def test_order_matters_only_where_the_outermost_query_asks(query, ordered):
-    """Mutation: jaxpost/rewards/sql_text.py: `" " if match["comment"] else " ' ", query` -> `" ' ", query`
-
-    Mutation: jaxpost/rewards/sql_text.py: `" " if match["comment"] else " ' ", query` -> `" ", query`
-    """
+    """Mutation: jaxpost/rewards/sql_text.py: `" " if match["comment"] else " ' ", query` -> `" ' ", query`"""
     assert is_ordered(query) is ordered
 
 
@@ -278,6 +275,8 @@ def test_a_name_that_the_query_makes_up_is_no_table(with_view, query):
 def test_a_query_that_reads_a_table_in_any_way_may_be_right(with_view, query):
     """Mutation: jaxpost/rewards/sql_worker.py: `return True` -> `return False`"""
     assert sql(query, with_view, "SELECT count(*) FROM people") == 1.0
+    with sql_process.SqlProcess(Limits()) as process:
+        assert process.run(with_view, query).reads is True
 
 
 def test_a_constant_of_the_greatest_length_is_no_answer_either(people):

@@ -129,7 +129,6 @@ def test_noise_in_several_columns_does_not_hide_a_row(seed):
     """Sums over one group are equal but for the last bits, which then decide how the rows sort.
 
     Mutation: jaxpost/rewards/sql_result.py: `found[last] + (not near)` -> `found[last] + 1`
-    Mutation: jaxpost/rewards/sql_result.py: `return _can_pair(partners)` -> `return False`
     """
     rng = random.Random(seed)
 
@@ -150,6 +149,7 @@ def test_as_multisets_results_are_the_same_where_some_order_of_rows_is(seed):
 
     Mutation: jaxpost/rewards/sql_result.py: `queue.append(owner[free])` -> `pass`
     Mutation: jaxpost/rewards/sql_result.py: `return _can_pair(partners)` -> `return True`
+    Mutation: jaxpost/rewards/sql_result.py: `return _can_pair(partners)` -> `return False`
     """
     rng = random.Random(seed)
     places = [[2e9 + step for step in (0, 1, 2, 3, 4)], [2 * 10**9 + step for step in (0, 1, 2)], [0, 0.0, 1]]
