@@ -1,14 +1,21 @@
-"""Ctrl-C and SIGTERM as a request to stop after the work at hand; a second Ctrl-C ends the process at once."""
+"""Ctrl-C and SIGTERM: an end at once, or a request to stop after the work at hand and an end at once the second time.
 
+A thread listens, since Python's own handlers wait until a long computation outside of Python is done, and the exception
+that they raise inside a compilation can crash the process or be lost.
+"""
+
+import contextlib
 import os
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+SHOW_CURSOR = "\x1b[?25h"  # a live line hides it
 
 
 class StopRequest:
@@ -20,48 +27,80 @@ class StopRequest:
     def __bool__(self) -> bool:
         return self.signal is not None
 
+    def receive(self, number: signal.Signals) -> None:
+        """The first is noted and said; Ctrl-C after it ends the process."""
+        if self and number == signal.SIGINT:
+            end_process(number)
+        if not self:
+            self.signal = number
+            with contextlib.suppress(OSError, ValueError):  # whoever read stderr may be gone
+                print(
+                    f"\n{number.name}: stops after this step, with a checkpoint; Ctrl-C again stops at once.",
+                    file=sys.stderr,
+                    flush=True,
+                )
+
+
+@contextmanager
+def end_at_once() -> Iterator[None]:
+    """While the block runs, Ctrl-C or SIGTERM ends the process with one line and the status 128 + its number.
+
+    For work that leaves nothing half made. `stop_requests` inside takes over without a gap, and gives back at its end.
+    """
+    with _listening(end_process):
+        yield
+
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
     """Catches Ctrl-C and SIGTERM while the block runs; the request that it gives is true after the first.
 
-    A thread listens, since Python's own handlers wait until a long computation outside of Python is done. Outside of
-    the main thread, where Python allows no handlers, nothing is caught.
+    Outside of the main thread, where Python allows no handlers, nothing is caught.
     """
     request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
+    with _listening(request.receive):
         yield request
+
+
+def end_process(number: signal.Signals) -> None:
+    """Ends the process now, without Python's clean-up, which waits for computations; says so in one line."""
+    with contextlib.suppress(OSError):
+        stderr = sys.__stderr__.fileno() if sys.__stderr__ else 2
+        shown = f"{SHOW_CURSOR}\n" if os.isatty(stderr) else ""
+        os.write(stderr, f"{shown}jaxpost: {WORDS[number]}\n".encode())
+    os._exit(128 + number)
+
+
+@contextmanager
+def _listening(receive: Callable[[signal.Signals], None]) -> Iterator[None]:
+    """Passes each signal to `receive`, in a thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
         return
     reader, writer = socket.socketpair()
     writer.setblocking(False)
-    listener = threading.Thread(target=_listen, args=(reader, request), daemon=True)
-    handlers = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
-    wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    listener = threading.Thread(target=_listen, args=(reader, receive), daemon=True)
     listener.start()
+    # Before the handlers, which do nothing: a signal in between has its old effect instead of none.
+    wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    handlers = {number: signal.signal(number, _nothing) for number in SIGNALS}
     try:
-        yield request
+        yield
     finally:
-        signal.set_wakeup_fd(wakeup)
         for number, handler in handlers.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(wakeup)
         writer.close()
         listener.join()
         reader.close()
 
 
-def _listen(reader: socket.socket, request: StopRequest) -> None:
+def _nothing(*_: object) -> None:
+    """The handler of a signal that the listener hears of."""
+
+
+def _listen(reader: socket.socket, receive: Callable[[signal.Signals], None]) -> None:
     """Each signal arrives as a byte; the socket's end is the block's."""
     while received := reader.recv(1):
-        if received[0] not in SIGNALS:
-            continue
-        number = signal.Signals(received[0])
-        if request and number == signal.SIGINT:
-            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, b"\njaxpost: interrupted\n")
-            os._exit(128 + number)
-        if not request:
-            request.signal = number
-            print(
-                f"\n{number.name}: stops after this step, with a checkpoint; Ctrl-C again stops at once.",
-                file=sys.stderr,
-                flush=True,
-            )
+        if received[0] in SIGNALS:
+            receive(signal.Signals(received[0]))

@@ -70,10 +70,10 @@ def run(config: SftConfig) -> Path:
     if setup.uncut:
         _say(f"not cut along the mesh, as sizes or heads do not divide: {', '.join(setup.uncut)}")
     setup, compiled = compile_steps(setup, _say, start.meta and start.meta.micro_batch_size)
-    config.output.mkdir(parents=True, exist_ok=True)
-    write_file(config.output / "run.yaml", dump_config(dataclasses.replace(setup.config, resume=False)))
-    records = clean(config, start)
     with stop_requests() as stop:
+        config.output.mkdir(parents=True, exist_ok=True)
+        write_file(config.output / "run.yaml", dump_config(dataclasses.replace(setup.config, resume=False)))
+        records = clean(config, start)
         state, milestones = _train(setup, compiled, start, found, records, stop)
         step = int(state.step)
         if stop.signal is not None and step < setup.steps and not milestones.patience_is_over:

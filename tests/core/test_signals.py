@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM: a request first, an end at once the second time."""
 
+import io
 import os
 import signal
 import subprocess
@@ -9,7 +10,7 @@ import time
 
 import pytest
 
-from jaxpost.core.signals import SIGNALS, stop_requests
+from jaxpost.core.signals import SIGNALS, end_at_once, stop_requests
 
 
 def wait_until(true, seconds=5.0):
@@ -21,7 +22,7 @@ def wait_until(true, seconds=5.0):
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_the_first_signal_is_a_request(number, capfd):
-    """Mutation: jaxpost/core/signals.py: `            request.signal = number` -> `            pass`"""
+    """Mutation: jaxpost/core/signals.py: `            self.signal = number` -> `            pass`"""
     before = [signal.getsignal(n) for n in SIGNALS]
     with stop_requests() as request:
         assert not request and request.signal is None
@@ -41,6 +42,91 @@ def test_sigterm_after_ctrl_c_is_the_same_request():
         assert request.signal == signal.SIGINT
 
 
+@pytest.mark.parametrize("number", SIGNALS)
+def test_no_signal_is_lost_while_the_listener_begins(number, monkeypatch):
+    """One that comes the moment its handler is there is heard.
+
+    Mutation: jaxpost/core/signals.py: `    wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)` -> `    wakeup = [signal.signal(number, _nothing) for number in SIGNALS] and signal.set_wakeup_fd(writer.fileno())`
+    """  # noqa: E501
+    install, sent = signal.signal, []
+
+    def kill_at_once(which, handler):
+        before = install(which, handler)
+        if which == number and not sent:
+            sent.append(which)
+            os.kill(os.getpid(), which)
+        return before
+
+    monkeypatch.setattr(signal, "signal", kill_at_once)
+    with stop_requests() as request:
+        monkeypatch.setattr(signal, "signal", install)
+        assert sent and wait_until(lambda: request.signal == number)
+
+
+AT_ONCE = """
+import ctypes, sys
+from jaxpost.core.signals import end_at_once, stop_requests
+with end_at_once():
+    if sys.argv[1] == "after":
+        with stop_requests() as request:
+            pass
+    try:
+        print("ready", flush=True)
+        for _ in range(20):
+            ctypes.CDLL(None).sleep(5)
+    finally:
+        print("never reached", file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize(("number", "word"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")])
+def test_the_first_signal_ends_the_process_at_once(number, word, when):
+    """Before requests to stop are taken and after; nothing of Python runs any more.
+
+    Mutation: jaxpost/core/signals.py: `    os._exit(128 + number)` -> `    os._exit(1)`
+    Mutation: jaxpost/core/signals.py: `        signal.set_wakeup_fd(wakeup)` -> `        signal.set_wakeup_fd(-1)`
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", AT_ONCE, when], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    started = time.monotonic()
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (128 + number, f"jaxpost: {word}\n") and time.monotonic() - started < 20
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals of POSIX")
+def test_on_a_terminal_the_cursor_is_there_again():
+    """A live line hides it. Mutation: jaxpost/core/signals.py: `if os.isatty(stderr) else ""` -> `if False else ""`"""
+    import pty
+
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen([sys.executable, "-c", AT_ONCE, "before"], stdout=subprocess.PIPE, stderr=theirs)
+    os.close(theirs)
+    assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    assert os.read(ours, 1000).startswith(b"\x1b[?25h")
+    os.close(ours)
+    process.stdout.close()
+
+
+def test_a_request_is_taken_where_nobody_reads_what_is_said(monkeypatch):
+    """Mutation: jaxpost/core/signals.py: `with contextlib.suppress(OSError, ValueError):` -> `with contextlib.suppress():`"""  # noqa: E501
+    failed, gone = [], io.StringIO()
+    monkeypatch.setattr(threading, "excepthook", failed.append)
+    gone.close()
+    with end_at_once(), stop_requests() as request:
+        monkeypatch.setattr(sys, "stderr", gone)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert wait_until(lambda: bool(request))
+        time.sleep(0.1)
+        monkeypatch.undo()
+    assert not failed
+
+
 BUSY = """
 import ctypes, sys, time
 from jaxpost.core.signals import stop_requests
@@ -56,7 +142,7 @@ with stop_requests() as request:
 def test_R10_a_second_ctrl_c_ends_the_process_at_once(where):
     """Also inside long calls outside of Python, where Python's own handlers wait for their end.
 
-    Mutation: jaxpost/core/signals.py: `if request and number == signal.SIGINT:` -> `if False:`
+    Mutation: jaxpost/core/signals.py: `if self and number == signal.SIGINT:` -> `if False:`
     """
     process = subprocess.Popen(
         [sys.executable, "-c", BUSY, where], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
