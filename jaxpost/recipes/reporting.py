@@ -10,15 +10,15 @@ from typing import Any
 import jax
 
 from jaxpost.core.config import plain_config
-from jaxpost.core.errors import InputError
+from jaxpost.core.errors import InputError, RunError
 from jaxpost.core.files import write_file
 from jaxpost.core.options import options
 from jaxpost.data.names import DataName, parse_names
 from jaxpost.recipes.sft_config import SftConfig
 from jaxpost.recipes.sft_setup import Setup
-from jaxpost.report import Card, Reporter, Reporters, attempt, loss_curve, model_card, wandb
+from jaxpost.report import Card, Persistent, Reporter, Reporters, attempt, loss_curve, model_card, wandb
 from jaxpost.report.tensorboard import TensorBoard
-from jaxpost.train.metrics import MetricsFile, weighted_mean
+from jaxpost.train.metrics import MetricsFile, missing_steps, weighted_mean
 
 METRICS, EVENTS, CURVE, CARD = "metrics.jsonl", "runs", "loss.png", "README.md"
 PACKAGES = ("jaxpost", "jax", "jaxlib", "optax", "transformers")
@@ -34,15 +34,45 @@ def check_reporters(names: Sequence[str]) -> None:
         raise InputError("`--report-to` must not name wandb where it is not installed. Run: pip install wandb")
 
 
-def open_reporters(config: SftConfig, say: Say, start: int = 0) -> Reporters:
-    """`metrics.jsonl` and what `--report-to` names; `start`: steps done before."""
+def open_reporters(config: SftConfig, say: Say, kept: int = -1) -> Reporters:
+    """`metrics.jsonl`, which has to hold every record, and what `--report-to` names, which need not.
+
+    Args:
+      kept: the last step whose records stay in a run that goes on, -1 for none.
+
+    Raises:
+      RunError: `metrics.jsonl` cannot be opened.
+    """
     folder = config.output
-    makers: dict[str, Callable[[], Reporter]] = {METRICS: lambda: MetricsFile(folder / METRICS)}
+    makers: dict[str, Callable[[], Reporter]] = {}
     if "tensorboard" in config.report_to:
-        makers["TensorBoard"] = lambda: TensorBoard(folder / EVENTS, start)
+        makers["TensorBoard"] = lambda: TensorBoard(folder / EVENTS, kept)
     if "wandb" in config.report_to:
         makers["Weights & Biases"] = lambda: wandb.WandB(folder, plain_config(config))
-    return Reporters(makers, say)
+    return Reporters(Persistent(METRICS, _metrics_file(folder / METRICS), say), makers, say)
+
+
+def _metrics_file(path: Path) -> MetricsFile:
+    try:
+        return MetricsFile(path)
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror}. Mend the disk or its permissions.") from error
+
+
+def gap_notes(records: Sequence[Mapping[str, Any]], step: int) -> list[str]:
+    """A line where a run goes on from `step` without the records of all steps up to it.
+
+    >>> gap_notes([{"step": 1, "loss": 2.0}, {"step": 4, "loss": 2.0}], 5)
+    ['metrics.jsonl lacks 3 of 5 steps (2, 3, 5): mean losses and the loss curve are those of the others']
+    >>> gap_notes([{"step": 1, "loss": 2.0}], 1)
+    []
+    """
+    lost = missing_steps(records, step)
+    named = ", ".join(map(str, lost[:10])) + (" ..." if len(lost) > 10 else "")
+    told = (
+        f"{METRICS} lacks {len(lost)} of {step} steps ({named}): mean losses and the loss curve are those of the others"
+    )
+    return [told] if lost else []
 
 
 def write_summary(setup: Setup, records: Sequence[Mapping[str, Any]], written: int, say: Say) -> None:

@@ -20,7 +20,7 @@ from jaxpost.hub.peft import load_adapter, save_adapter
 from jaxpost.hub.save import write
 from jaxpost.hub.tokenizer_files import write_tokenizer
 from jaxpost.hub.verify import check_written
-from jaxpost.recipes.reporting import check_reporters, open_reporters, write_summary
+from jaxpost.recipes.reporting import check_reporters, gap_notes, open_reporters, write_summary
 from jaxpost.recipes.sft_config import LoraConfig, SftConfig
 from jaxpost.recipes.sft_fingerprints import fingerprints
 from jaxpost.recipes.sft_results import RESULTS, evaluation_line, results_line, results_of
@@ -74,6 +74,7 @@ def run(config: SftConfig) -> Path:
         config.output.mkdir(parents=True, exist_ok=True)
         write_file(config.output / "run.yaml", dump_config(dataclasses.replace(setup.config, resume=False)))
         records = clean(config, start)
+        _say(*gap_notes(records, start.step))
         state, milestones = _train(setup, compiled, start, found, records, stop)
         step = int(state.step)
         if stop.signal is not None and step < setup.steps and not milestones.patience_is_over:
@@ -104,7 +105,8 @@ def _train(
     config, root, best = setup.config, checkpoints(setup.config), setup.config.keep == "best"
     options, micro = options_of(config), setup.plan.micro_batch_size
     shown = progress(setup.steps, start=start.step, label="sft")
-    with open_reporters(config, _say, start.step) as reporters, shown as show:
+    kept = -1 if start.meta is None else start.step
+    with open_reporters(config, _say, kept) as reporters, shown as show:
 
         def report(record: dict[str, Any]) -> None:
             reporters.write(record)

@@ -2,10 +2,11 @@
 
 from jaxpost.report.card import Card, model_card
 from jaxpost.report.loss_curve import loss_curve
-from jaxpost.report.reporters import Reporter, Reporters, attempt
+from jaxpost.report.reporters import Persistent, Reporter, Reporters, attempt
 
 __all__ = [
     "Card",
+    "Persistent",
     "Reporter",
     "Reporters",
     "attempt",

@@ -1,5 +1,6 @@
 """What a run reports: one record a step, means weighted by what they are means of."""
 
+import io
 import json
 import math
 import os
@@ -39,14 +40,21 @@ def weighted_mean(records: Iterable[Mapping[str, Any]], name: str = "loss", weig
 
 
 class MetricsFile:
-    """Appends records to `metrics.jsonl`, one line each, flushed at once: a killed run keeps what it wrote."""
+    """Appends records to `metrics.jsonl`, one line each, written at once: a killed run keeps what it wrote."""
 
     def __init__(self, path: Path):
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("ab", buffering=0)
+        self._end = self._file.seek(0, os.SEEK_END)
 
     def write(self, values: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(values) + "\n")
-        self._file.flush()
+        """Appends the line; after an OSError (a full disk) the file is as it was."""
+        line = json.dumps(values).encode() + b"\n"
+        try:
+            _write_whole(self._file, line)
+        except OSError:
+            self._file.truncate(self._end)
+            raise
+        self._end += len(line)
 
     def sync(self) -> None:
         """On the disk: a checkpoint that is there has its records there too."""
@@ -60,6 +68,12 @@ class MetricsFile:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _write_whole(file: io.FileIO, data: bytes) -> None:
+    """A disk that is nearly full takes a part first, and only then says so."""
+    while data:
+        data = data[file.write(data) :]
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -84,6 +98,16 @@ def cut_back(path: Path, step: int) -> list[dict[str, Any]]:
     records = [record for record in read_metrics(path) if record["step"] <= step]
     write_file(path, "".join(json.dumps(record) + "\n" for record in records))
     return records
+
+
+def missing_steps(records: Iterable[Mapping[str, Any]], step: int) -> list[int]:
+    """The steps 1 to `step` that have no record of training.
+
+    >>> missing_steps([{"step": 0, "eval_loss": 2.0}, {"step": 1, "loss": 1.5}, {"step": 3, "loss": None}], 4)
+    [2, 4]
+    """
+    there = {record["step"] for record in records if "loss" in record}
+    return [n for n in range(1, step + 1) if n not in there]
 
 
 class Rate:

@@ -5,9 +5,11 @@ import types
 
 import pytest
 from event_files import scalars
+from sft_runs import SMALL, run_command
 
 from jaxpost.cli import main
 from jaxpost.recipes import reporting
+from jaxpost.train.metrics import MetricsFile
 
 
 @pytest.fixture
@@ -95,3 +97,46 @@ def test_records_go_to_wandb_and_its_failure_ends_nothing(train, monkeypatch, fa
     assert [values["train/global_step"] for values in logged] == [1, 2][:fails_at]
     assert settings["config"]["seed"] == 3 and settings["config"]["lora"]["rank"] == 16
     assert err.count("no more records for Weights & Biases: ConnectionError") == (fails_at is not None)
+
+
+def full_disk(monkeypatch, fails):
+    """A disk that is full for `metrics.jsonl` where `fails(step)`."""
+    original = MetricsFile.write
+
+    def write(file, values):
+        if fails(values["step"]):
+            raise OSError(28, "No space left on device")
+        original(file, values)
+
+    monkeypatch.setattr(MetricsFile, "write", write)
+
+
+def test_a_write_that_failed_once_loses_no_record(sft, models, rows, tmp_path, monkeypatch):
+    """Mutation: jaxpost/recipes/reporting.py: `Persistent(METRICS, _metrics_file(folder / METRICS), say), makers, say)` -> `_metrics_file(folder / METRICS), makers, say)`"""  # noqa: E501
+    whole = sft()
+    tries = [2]
+    full_disk(monkeypatch, lambda step: step in tries and tries.remove(step) is None)
+    argv = ("sft", "--model", str(models()), "--data", str(rows), *SMALL)
+    run = run_command(tmp_path / "out", argv)
+    assert run.status == 0 and run.column("step") == [1, 2, 3, 4] and run.column("loss") == whole.column("loss")
+    assert run.stderr.count("No space left") == run.stderr.count("the records that were kept are written") == 1
+
+
+def test_no_checkpoint_is_without_its_records_and_a_gap_is_said(models, rows, tmp_path, monkeypatch):
+    """The disk is full from step 3 on: the checkpoint of step 4 is not made. Other losses are said when a run goes on.
+
+    Mutation: jaxpost/recipes/sft.py: `            reporters.sync()` -> `            pass`
+    Mutation: jaxpost/recipes/sft.py: `        _say(*gap_notes(records, start.step))` -> `        pass`
+    """
+    with monkeypatch.context() as patched:
+        full_disk(patched, lambda step: step >= 3)
+        argv = ("sft", "--model", str(models()), "--data", str(rows), *SMALL, "--save-steps", "2")
+        failed = run_command(tmp_path / "out", argv)
+    last = failed.stderr.splitlines()[-1]
+    assert failed.status == 1 and "metrics.jsonl must hold a record of each step" in last and "Trace" not in last
+    assert [path.name for path in (failed.out / "checkpoints").iterdir()] == ["2"]
+    lines = (failed.out / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (failed.out / "metrics.jsonl").write_text("".join(lines[1:]))
+    again = run_command(failed.out, ("sft", "--config", str(failed.out / "run.yaml"), "--resume"))
+    assert again.status == 0 and again.column("step") == [2, 3, 4]
+    assert "metrics.jsonl lacks 1 of 2 steps (1): " in again.stderr

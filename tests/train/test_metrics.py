@@ -1,5 +1,6 @@
 """Records: means weighted by what they are means of, in JSON that any reader takes."""
 
+import io
 import json
 import math
 
@@ -60,6 +61,37 @@ def test_a_file_is_whole_after_every_line(tmp_path):
         file.write({"step": 3})
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 1, 2, 3] and lines[1]["loss"] is None
+
+
+def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path, monkeypatch):
+    """A disk that takes half a line and then no more: the next line is whole.
+
+    Mutation: jaxpost/train/metrics.py: `            self._file.truncate(self._end)` -> `            pass`
+    Mutation: jaxpost/train/metrics.py: `data = data[file.write(data) :]` -> `data = data[file.write(data) + len(data) :]`
+    """  # noqa: E501
+    path, room = tmp_path / "metrics.jsonl", [1000]
+
+    class Disk(io.FileIO):
+        def write(self, data):
+            if not room[0]:
+                raise OSError(28, "No space left on device")
+            taken = super().write(data[: min(room[0], 7)])
+            room[0] -= taken
+            return taken
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(path), "open", lambda self, *_, **__: Disk(self, "ab"))
+        file = MetricsFile(path)
+    with file:
+        file.write({"step": 1})
+        room[0] = 9
+        with pytest.raises(OSError, match="No space"):
+            file.write({"step": 2})
+        room[0] = 1000
+        for step in (2, 3):
+            file.write({"step": step})
+        file.sync()
+    assert path.read_bytes() == b'{"step": 1}\n{"step": 2}\n{"step": 3}\n'
 
 
 def test_a_line_that_was_cut_short_is_left_out(tmp_path):
