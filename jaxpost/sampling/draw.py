@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-BLOCKED = -1e30  # finite: no NaN arises from it
+SMALLEST = 1e-30  # temperature; logits are below 1e8
 
 
 def draw(
@@ -17,24 +17,26 @@ def draw(
     temperature: Float[Array, " B"],
     allowed: Bool[Array, " V"],
 ) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
-    """Tokens from softmax(logits / temperature), and their log-probabilities under it, in nats.
+    """Tokens from softmax(logits / temperature), and their log-probabilities under it, in nats; all <= 0.
 
     Args:
       keys: one PRNG key a row: what is drawn depends on nothing but the row.
       temperature: 0 takes the largest logit (the first of equal ones); its log-probability is that of temperature 1.
+        One below `SMALLEST`, whose quotients float32 could not hold, is 0.
       allowed: tokens that may be drawn. The others count in the softmax, as they do in training: they are rows of a
         padded table, whose probability a trained model has pressed to nothing.
     """
-    drawn = (temperature > 0)[:, None]
-    z = logits / jnp.where(drawn, temperature[:, None], 1.0)
+    drawn = (temperature >= SMALLEST)[:, None]
+    # Differences first: the quotients of large logits and a small temperature would have nothing left of them.
+    best = jnp.where(allowed[None], logits, -jnp.inf).max(-1, keepdims=True)
+    z = (logits - best) / jnp.where(drawn, temperature[:, None], 1.0)
     # Gumbel's trick; the noise costs as much as the rest together, and greedy rows have no use for it.
     gumbel = lambda keys: jax.vmap(lambda key: jax.random.gumbel(key, z.shape[1:], jnp.float32))(keys)  # noqa: E731
     noise = jax.lax.cond(jnp.any(drawn), gumbel, lambda keys: jnp.zeros_like(z), keys)
-    score = jnp.where(allowed[None], z + jnp.where(drawn, noise, 0.0), BLOCKED)
-    tokens = _argmax(score)
+    tokens = _argmax(jnp.where(allowed[None], z + jnp.where(drawn, noise, 0.0), -jnp.inf))
     top = z.max(-1)
-    lse = top + jnp.log(jnp.exp(z - top[:, None]).sum(-1))
-    return tokens, jnp.take_along_axis(z, tokens[:, None], axis=1)[:, 0] - lse
+    lse = jnp.log(jnp.exp(z - top[:, None]).sum(-1))
+    return tokens, jnp.take_along_axis(z, tokens[:, None], axis=1)[:, 0] - top - lse
 
 
 def _argmax(score: Float[Array, " B V"]) -> Int[Array, " B"]:

@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -42,7 +42,9 @@ class Limits:
     Attributes:
       max_new_tokens: of a completion.
       max_length: of prompt and completion together; None is what the model was made for, if its config.json tells.
-      overlong_prompt: of a prompt that leaves no room, "error", or "keep-end": its beginning is cut off.
+      overlong_prompt: of a prompt that leaves no room, "error", or "keep-end": its beginning is cut off. Raw text keeps
+        the special tokens that the tokenizer puts before it (BOS), as transformers has it. Of messages the rendered
+        text is cut where the room ends: BOS, the system's turn and the first turns go, and a turn may lose its head.
     """
 
     max_new_tokens: int = 256
@@ -64,7 +66,7 @@ class Limits:
 
 def generate(
     model: Model,
-    prompts: Sequence[Any],
+    prompts: Iterable[Any],
     *,
     n: int = 1,
     max_new_tokens: int = 256,
@@ -91,12 +93,13 @@ def generate(
     Raises:
       InputError: a prompt that is empty, too long, or of ids that the model has not; messages without a template.
     """
-    if isinstance(prompts, str) or any(isinstance(prompt, dict) for prompt in prompts):
+    asked = [] if isinstance(prompts, str | dict) else list(prompts)  # once: it may be a generator
+    if isinstance(prompts, str | dict) or any(isinstance(prompt, dict) for prompt in asked):
         raise InputError("`prompts` must be a list of prompts; got a single one. Write [prompt].")
     limits = Limits(max_new_tokens=max_new_tokens, max_length=max_length, overlong_prompt=overlong_prompt)
-    asked = [as_prompt(prompt, f"prompt {i}") for i, prompt in enumerate(prompts)]
+    checked = [as_prompt(prompt, f"prompt {i}") for i, prompt in enumerate(asked)]
     generator = Generator(model, params=params)
-    return generator.complete(asked, n=n, limits=limits, temperature=temperature, seed=seed, batch_size=batch_size)
+    return generator.complete(checked, n=n, limits=limits, temperature=temperature, seed=seed, batch_size=batch_size)
 
 
 class Generator:
@@ -106,6 +109,7 @@ class Generator:
         """`params`: see `generate`; `sampler`: None takes the one that models of this configuration share."""
         self.tokenizer, self.config = model.tokenizer, model.config
         self.max_positions: int | None = model.hf_config.get("max_position_embeddings")
+        self.added_before = added_before(model.tokenizer)
         self.encoder = PromptEncoder(model.tokenizer, model.stop_ids)
         self.sampler = sampler or _shared(model.config)
         prepared = self.sampler.prepare(model.params if params is None else params)
@@ -177,7 +181,9 @@ class Generator:
                     f"a prompt must have at most {most} tokens here; got {length} at {prompt.where}. Raise max_length, "
                     "shorten the prompt, or set overlong_prompt to keep-end."
                 )
-            found = EncodedPrompt(ids=found.ids[-most:], stop_ids=found.stop_ids)
+            whole = isinstance(prompt.content, str) and most > self.added_before
+            kept = found.ids[: self.added_before] if whole else ()
+            found = EncodedPrompt(ids=kept + found.ids[len(kept) - most :], stop_ids=found.stop_ids)
         if (top := max(found.ids)) >= self.config.vocab_size:
             raise InputError(
                 f"token ids must be below the embedding's {self.config.vocab_size} rows; got {top} at {prompt.where}. "
@@ -205,6 +211,12 @@ class Generator:
     def text(self, ids: Sequence[int]) -> str:
         """What ids read as, special tokens left out."""
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def added_before(tokenizer: Any) -> int:
+    """How many special tokens (BOS) the tokenizer puts before a text by itself."""
+    whole, bare = (tokenizer("a", add_special_tokens=added)["input_ids"] for added in (True, False))
+    return next((at for at in range(len(whole)) if whole[at : at + len(bare)] == bare), 0)
 
 
 def known_ids(tokenizer: Any, vocab_size: int) -> Bool[np.ndarray, " V"]:

@@ -99,7 +99,10 @@ def test_the_first_signal_ends_the_process_at_once(number, word, when):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals of POSIX")
 def test_on_a_terminal_the_cursor_is_there_again():
-    """A live line hides it. Mutation: jaxpost/core/signals.py: `if os.isatty(stderr) else ""` -> `if False else ""`"""
+    """A live line hides it.
+
+    Mutation: jaxpost/core/signals.py: `if os.isatty(stderr) else ""` -> `if False else ""`
+    """
     import pty
 
     ours, theirs = pty.openpty()

@@ -16,7 +16,7 @@ def logits(seed, rows, size):
 def test_G12_tokens_come_from_the_softmax_at_the_temperature_and_so_do_their_log_probabilities(temperature):
     """Chi-square of 8,000 draws over 7 tokens: beyond 30 once in 25,000 times.
 
-    Mutation: jaxpost/sampling/draw.py: `z = logits / jnp.where(drawn, temperature[:, None], 1.0)` -> `z = logits`
+    Mutation: jaxpost/sampling/draw.py: ` / jnp.where(drawn, temperature[:, None], 1.0)` -> ``
     Mutation: jaxpost/sampling/draw.py: `jnp.where(drawn, noise, 0.0)` -> `jnp.where(drawn, 0.5 * noise, 0.0)`
     """
     count, z = 8000, logits(3, 1, 7)
@@ -28,10 +28,42 @@ def test_G12_tokens_come_from_the_softmax_at_the_temperature_and_so_do_their_log
     assert (((np.bincount(tokens, minlength=7) - expected) ** 2) / expected).sum() < 30
 
 
+@pytest.mark.parametrize("temperature", [1e-30, 1e-12, 1e-9, 1e-6])
+def test_G12_log_probabilities_are_right_at_tiny_temperatures(temperature):
+    """Of the best, of one of two equal ones, and where what may not be drawn is better: never above 0, never infinite.
+
+    Mutation: jaxpost/sampling/draw.py: `z = (logits - best) / jnp.where(` -> `z = logits / jnp.where(`
+    Mutation: jaxpost/sampling/draw.py: `    top = z.max(-1)` -> `    top = jnp.zeros(len(z))`
+    """
+    z = np.array(logits(5, 3, 11) + 1000)
+    z[1, 3] = z[1, 8] = z[1].max() + 1
+    z[2, 7] = z[2].max() + 1
+    allowed = np.arange(11) != 7
+    count = 40
+    keys = jax.random.split(jax.random.key(1), 3 * count)
+    table, t = np.repeat(z, count, axis=0), jnp.full(3 * count, temperature, jnp.float32)
+    tokens, logps = (np.asarray(x) for x in draw(jnp.asarray(table), keys, t, jnp.asarray(allowed)))
+    assert set(tokens[:count]) == {z[0].argmax()} and set(tokens[count : 2 * count]) == {3, 8}
+    assert set(tokens[2 * count :]) == {np.where(allowed, z[2], -np.inf).argmax()}
+    wide = (z.astype(np.float64) - z.max(-1, keepdims=True)) / np.float64(np.float32(temperature))
+    want = wide - np.log(np.exp(wide).sum(-1, keepdims=True))
+    np.testing.assert_allclose(logps, want[np.arange(3 * count) // count, tokens], rtol=1e-5, atol=1e-6)
+    assert (logps <= 0).all() and np.isfinite(logps).all()
+
+
+@pytest.mark.parametrize("temperature", [9e-31, 1e-38, 1e-39, 1e-45])
+def test_a_temperature_too_small_for_float32_is_0(temperature):
+    """Mutation: jaxpost/sampling/draw.py: `(temperature >= SMALLEST)[:, None]` -> `(temperature > 0)[:, None]`"""
+    z, keys, allowed = logits(6, 5, 13), jax.random.split(jax.random.key(0), 5), jnp.ones(13, bool)
+    got, want = (draw(z, keys, jnp.full(5, t, jnp.float32), allowed) for t in (temperature, 0.0))
+    np.testing.assert_array_equal(got[0], want[0])
+    np.testing.assert_array_equal(got[1], want[1])
+
+
 def test_temperature_0_takes_the_largest_of_those_allowed():
     """Its log-probability is that of temperature 1; rows of both kinds stand side by side.
 
-    Mutation: jaxpost/sampling/draw.py: `score = jnp.where(allowed[None], ` -> `score = jnp.where(True, `
+    Mutation: jaxpost/sampling/draw.py: `_argmax(jnp.where(allowed[None], ` -> `_argmax(jnp.where(True, `
     """
     z, allowed = logits(0, 6, 11), np.ones(11, bool)
     allowed[np.bincount(np.asarray(z.argmax(-1))).argmax()] = False

@@ -10,7 +10,7 @@ from tolerances import FLOAT32_CPU
 
 import jaxpost
 from jaxpost.data.prompts import as_prompt
-from jaxpost.sampling.generate import Generator
+from jaxpost.sampling.generate import Generator, Limits
 
 MESSAGES = [{"role": "user", "content": "hello"}]
 
@@ -91,7 +91,7 @@ def test_R5b_generation_stops_at_any_stop_id(tmp_path):
 def test_J4_a_prompt_over_the_limit_is_refused_or_loses_its_beginning(model):
     """Never its end.
 
-    Mutation: jaxpost/sampling/generate.py: `ids=found.ids[-most:]` -> `ids=found.ids[:most]`
+    Mutation: jaxpost/sampling/generate.py: `found.ids[len(kept) - most :]` -> `found.ids[len(kept) : most]`
     Mutation: jaxpost/sampling/generate.py: `if limits.overlong_prompt == "error":` -> `if False:`
     """
     options = {"max_new_tokens": 5, "temperature": 1.0}
@@ -102,8 +102,45 @@ def test_J4_a_prompt_over_the_limit_is_refused_or_loses_its_beginning(model):
     assert_same(jaxpost.generate(model, [text], max_length=15, **options), jaxpost.generate(model, [text], **options))
 
 
+def test_J4_raw_text_that_loses_its_beginning_keeps_the_tokenizers_bos(tmp_path):
+    """As transformers cuts from the left; with room for one token that is the text's last. Messages lose theirs.
+
+    Mutation: jaxpost/sampling/generate.py: `kept = found.ids[: self.added_before] if whole else ()` -> `kept = ()`
+    Mutation: jaxpost/sampling/generate.py: `whole = isinstance(prompt.content, str) and most` -> `whole = most`
+    Mutation: jaxpost/sampling/generate.py: ` and most > self.added_before` -> ` and most > 0`
+    """
+    folder = tiny.make(tmp_path, "llama", num_hidden_layers=1)
+    written = json.loads((folder / "tokenizer.json").read_text())
+    special = {"SpecialToken": {"id": "<bos>", "type_id": 0}}
+    written["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [special, special, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<bos>": {"id": "<bos>", "ids": [tiny.START], "tokens": [tiny.SPECIALS[tiny.START]]}},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(written))
+    model = jaxpost.load(folder, dtype="float32")
+    generator, tokenizer = Generator(model), model.tokenizer
+    tokenizer.truncation_side = "left"
+    text = "0123456789"
+
+    def encode(content, most):
+        limits = Limits(max_new_tokens=5, max_length=5 + most, overlong_prompt="keep-end")
+        return list(generator.encode(as_prompt(content, "x"), limits).ids)
+
+    for most in (3, 4, 11, 12, 13):
+        assert encode(text, most) == tokenizer(text, truncation=True, max_length=most)["input_ids"]
+    whole = encode(text, 20)
+    assert whole[:2] == [tiny.START] * 2 and [encode(text, most) for most in (1, 2)] == [whole[-1:], whole[-2:]]
+    rendered = tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True, return_dict=True)["input_ids"]
+    assert encode(MESSAGES, 7) == rendered[-7:]
+
+
 def test_what_the_model_was_made_for_limits_a_completion(model):
-    """256 positions; Mutation: jaxpost/sampling/generate.py: `min(limits.max_new_tokens, most - length)` -> `limits.max_new_tokens`"""  # noqa: E501
+    """256 positions.
+
+    Mutation: jaxpost/sampling/generate.py: `min(limits.max_new_tokens, most - length)` -> `limits.max_new_tokens`
+    """  # noqa: E501
     (made,) = jaxpost.generate(model, ["x" * 250], max_new_tokens=30, temperature=1.0)
     assert len(made.tokens) <= 6
     refused(lambda: jaxpost.generate(model, ["x" * 256]), "255 tokens", "256")
@@ -120,11 +157,20 @@ def test_D18_rows_of_a_padded_table_are_never_sampled(tmp_path):
     assert np.isfinite([logp for completion in made for logp in completion.logps]).all()
 
 
+def test_prompts_may_come_from_a_generator(model):
+    """Mutation: jaxpost/sampling/generate.py: `enumerate(asked)]` -> `enumerate(prompts)]`"""
+    made = jaxpost.generate(model, (text for text in ["a", "b"]), max_new_tokens=3)
+    assert_same(made, jaxpost.generate(model, ["a", "b"], max_new_tokens=3))
+    assert len(made) == 2
+
+
 @pytest.mark.parametrize(
     ("prompts", "options", "mentions"),
     [
         ("abc", {}, ["list"]),
         (MESSAGES, {}, ["list"]),
+        (MESSAGES[0], {}, ["list"]),
+        (iter(MESSAGES), {}, ["list"]),
         ([""], {}, ["prompt 0", "none"]),
         ([3], {}, ["prompt 0"]),
         ([[{"role": "user"}]], {}, ["content"]),
