@@ -1,14 +1,34 @@
-"""Progress of a run on stderr: a live line on a terminal, now and then a plain line anywhere else."""
+"""Progress of a run on stderr: a live bar on a terminal, now and then a plain line anywhere else."""
 
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 SECONDS = 10.0  # between two plain lines
+BLINK = 0.1  # seconds between two drawings of the bar, or the terminal would be what a small model waits for
 
 Report = Callable[[int, float, float], None]
+
+
+class Standing(NamedTuple):
+    """Where a run stands; each field in the words of both forms."""
+
+    step: int
+    loss: str
+    rate: str
+    left: str
+
+    def __str__(self) -> str:
+        return f"{self.loss}  {self.rate}  {self.left}"
+
+
+Show = Callable[[Standing], None]
 
 
 @contextmanager
@@ -18,42 +38,69 @@ def progress(total_steps: int, *, start: int = 0, label: str = "") -> Iterator[R
     Args:
       total_steps: the last step's number.   start: steps done before (a resumed run).   label: name of the work.
 
-    On a terminal one line is kept up to date; otherwise the first step, the last, and one every ten seconds are
-    printed, so that a log file stays short.
+    On a terminal a bar is kept up to date, below whatever else is said; otherwise the first step, the last, and one
+    every ten seconds are printed, so that a log file stays short.
     """
     started = time.monotonic()
 
-    def line(step: int, loss: float, tokens_per_s: float) -> str:
+    def standing(step: int, loss: float, tokens_per_s: float) -> Standing:
         done = max(step - start, 1)
-        left = (time.monotonic() - started) / done * (total_steps - step)
-        remaining = timedelta(seconds=round(left))
-        name = f"{label} " if label else ""
-        return f"{name}step {step}/{total_steps}  loss {loss:.4f}  {tokens_per_s:,.0f} tokens/s  {remaining} left"
+        left = timedelta(seconds=round((time.monotonic() - started) / done * (total_steps - step)))
+        return Standing(step, f"loss {loss:.4f}", f"{tokens_per_s:,.0f} tokens/s", f"{left} left")
 
-    show = _live() if sys.stderr.isatty() else _plain(total_steps, start)
-    with show as write:
-        yield lambda step, loss, tokens_per_s: write(step, line(step, loss, tokens_per_s))
+    name = f"{label} " if label else ""
+    with _shown(name, total_steps, start) as show:
+        yield lambda step, loss, tokens_per_s: show(standing(step, loss, tokens_per_s))
 
 
 @contextmanager
-def _plain(total_steps: int, start: int) -> Iterator[Callable[[int, str], None]]:
+def _shown(name: str, total_steps: int, start: int) -> Iterator[Show]:
+    if sys.stderr.isatty():
+        from rich.console import Console
+
+        console = Console(stderr=True)
+        if not console.is_dumb_terminal:  # one without a cursor to move
+            with live(console, name, total_steps, start) as show:
+                yield show
+            return
+    yield _plain(name, total_steps, start)
+
+
+def _plain(name: str, total_steps: int, start: int) -> Show:
     last = -SECONDS
 
-    def write(step: int, line: str) -> None:
+    def show(standing: Standing) -> None:
         nonlocal last
         now = time.monotonic()
-        if step in (start + 1, total_steps) or now - last >= SECONDS:
+        if standing.step in (start + 1, total_steps) or now - last >= SECONDS:
             last = now
-            print(line, file=sys.stderr, flush=True)
+            print(f"{name}step {standing.step}/{total_steps}  {standing}", file=sys.stderr, flush=True)
 
-    yield write
+    return show
 
 
 @contextmanager
-def _live() -> Iterator[Callable[[int, str], None]]:
-    from rich.console import Console
-    from rich.live import Live
-    from rich.text import Text
+def live(console: "Console", name: str, total_steps: int, start: int) -> Iterator[Show]:
+    """A bar on a terminal, drawn anew with each step, ten times a second at most; lines on stderr go above it."""
+    from rich.progress import BarColumn, Progress, TextColumn
+    from rich.table import Column
 
-    with Live(console=Console(stderr=True), auto_refresh=False) as live:
-        yield lambda step, line: live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
+    longest = len(f"{name}step {total_steps}/{total_steps}")
+    step = Column(no_wrap=True, min_width=longest)  # never cut, however narrow the terminal is
+    columns = (
+        TextColumn("{task.description}step {task.completed:.0f}/{task.total:.0f}", markup=False, table_column=step),
+        BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=4)),
+        TextColumn("{task.fields[standing]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
+    )
+    last = -BLINK
+    with Progress(*columns, console=console, redirect_stdout=False, expand=True, auto_refresh=False) as bars:
+        bar = bars.add_task(name, total=total_steps, completed=start, standing="")
+
+        def show(standing: Standing) -> None:
+            nonlocal last
+            now = time.monotonic()
+            due = now - last >= BLINK
+            last = now if due else last
+            bars.update(bar, completed=standing.step, standing=str(standing), refresh=due)
+
+        yield show

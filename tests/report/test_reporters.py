@@ -78,7 +78,7 @@ def test_what_could_not_be_written_is_written_later_in_order():
 def test_what_cannot_be_written_ends_the_run_in_one_line(ends):
     """At a checkpoint, or at the end of a run without; the others are closed all the same.
 
-    Mutation: jaxpost/report/reporters.py: `            self._write_waiting()` -> `            pass`
+    Mutation: jaxpost/report/reporters.py: `            raise RunError(` -> `            raise OSError(`
     Mutation: jaxpost/report/reporters.py: `            if error is None:` -> `            if False:`
     """
     said, other, disk = [], Kept(), Kept(fails_at=2)
