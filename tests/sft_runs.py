@@ -1,9 +1,11 @@
 """Runs of `jaxpost sft` in tests: what they wrote, said and compiled."""
 
 import contextlib
+import dataclasses
 import functools
 import io
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,7 @@ from safetensors.numpy import load_file
 
 from jaxpost import cli
 from jaxpost.recipes import sft_setup as recipe
+from jaxpost.train.checkpoint import steps_of
 
 # The smallest run that shows everything: four steps of two packed rows, into the second epoch.
 SMALL = ("--steps", "4", "--batch-size", "2", "--max-length", "64", "--dtype", "float32")
@@ -82,3 +85,20 @@ def write_clock(path: Path) -> Path:
 def write_rows(path: Path, rows: list[Any]) -> Path:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def interrupted(run: Run, folder, step: int) -> Run:
+    """A copy of a finished run as a kill after `step` and before the next checkpoint would have left it."""
+    out = shutil.copytree(run.out, folder)
+    for later in (s for s in steps_of(out / "checkpoints") if s > step):
+        shutil.rmtree(out / "checkpoints" / str(later))
+    for name in ("train_results.json", "adapter_model.safetensors", "adapter_config.json", "model.safetensors"):
+        (out / name).unlink(missing_ok=True)
+    with (out / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 11, "lo')
+    return dataclasses.replace(run, out=out)
+
+
+def resume(run: Run, *flags: str) -> Run:
+    """Goes on in the folder of `run` with its own options, then `flags`."""
+    return run_command(run.out, ("sft", "--config", str(run.out / "run.yaml"), *flags, "--resume"))

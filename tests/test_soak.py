@@ -3,6 +3,7 @@
 import importlib.machinery
 import importlib.util
 import json
+import random
 import signal
 import subprocess
 import sys
@@ -29,6 +30,34 @@ def test_R10_three_kills_change_nothing():
     result = json.loads(done.stdout.splitlines()[-1])
     assert done.returncode == 0, done.stdout + done.stderr
     assert result["kills"] == 3 and result["identical"] == result["finished"] >= 1
+
+
+@pytest.mark.parametrize(("status", "name"), [(1, "SIGKILL"), (-11, "SIGTERM"), (143, "SIGKILL"), (-9, "SIGINT")])
+def test_a_run_that_breaks_down_is_no_kill(status, name, monkeypatch, tmp_path):
+    """Nor one that ends as another signal would end it: what it said is shown."""
+    soak = script()
+    moment = soak.Moment(signal.Signals[name], 0.0, from_start=True)
+    monkeypatch.setattr(soak, "make_command", lambda *_: [])
+    monkeypatch.setattr(soak, "reference", lambda *_: 1.0)
+    monkeypatch.setattr(soak, "outcome", lambda *_: {})
+    monkeypatch.setattr(soak.Moment, "draw", lambda *_: moment)
+    monkeypatch.setattr(soak, "run", lambda *_: (status, "the trace"))
+    with pytest.raises(SystemExit, match=f"status {status}:\nthe trace"):
+        soak.soak(tmp_path, random.Random(0), kills=1, steps=1)
+
+
+@pytest.mark.parametrize(("status", "name"), [(-9, "SIGKILL"), (143, "SIGTERM"), (-15, "SIGTERM"), (130, "SIGINT")])
+def test_a_kill_is_counted(status, name, monkeypatch, tmp_path):
+    """The run ends as its signal ends it, then goes on to its end; one that ended before its moment is none."""
+    soak = script()
+    moment, left = soak.Moment(signal.Signals[name], 0.0, from_start=True), [0, status, 0]
+    monkeypatch.setattr(soak, "make_command", lambda *_: [])
+    monkeypatch.setattr(soak, "reference", lambda *_: 1.0)
+    monkeypatch.setattr(soak, "outcome", lambda *_: {})
+    monkeypatch.setattr(soak.Moment, "draw", lambda *_: moment)
+    monkeypatch.setattr(soak, "run", lambda _, out, __: (out.mkdir(exist_ok=True), (left.pop(0), ""))[1])
+    count = soak.soak(tmp_path, random.Random(0), kills=1, steps=1)
+    assert (count["kills"], count["finished"], left) == (1, 2, [])
 
 
 @pytest.mark.slow

@@ -1,11 +1,14 @@
 """Files and folders that appear whole or not at all, and JSON with one-line errors.
 
 Each is written beside its place under a hidden name, flushed to the disk and renamed, so that a crash at any moment
-leaves the old state or the new one.
+leaves the old state or the new one. The hidden names are `.jaxpost-aside-` and eight characters, whatever is written:
+nobody else's files have them, so what a crash left can be told and removed.
 """
 
 import json
 import os
+import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -15,12 +18,14 @@ from typing import Any
 
 from jaxpost.core.errors import InputError
 
+_ASIDE = ".jaxpost-aside-"
+
 
 def write_file(path: str | Path, data: str | bytes) -> None:
     """Writes a whole file atomically (text as UTF-8); an existing one is replaced."""
     path = Path(path)
     content = data.encode() if isinstance(data, str) else data
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=_ASIDE)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -42,7 +47,8 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     refuse_existing(path)
-    with _beside(path) as folder:
+    _make_folder(path.absolute().parent)
+    with _aside_in(path.absolute().parent) as folder:
         yield folder
         if path.is_dir():
             path.rmdir()  # empty, as checked; a rename onto a folder is not possible everywhere
@@ -57,13 +63,36 @@ def fill_folder(path: str | Path) -> Iterator[Path]:
     the others stay.
     """
     path = Path(path)
-    with _beside(path) as folder:
+    with _made(path), _aside_in(path) as folder:
         yield folder
-        path.mkdir(parents=True, exist_ok=True)
         for file in sorted(item for item in folder.rglob("*") if item.is_file()):
             target = path / file.relative_to(folder)
-            target.parent.mkdir(parents=True, exist_ok=True)
+            _make_folder(target.parent)
             _publish(file, target)
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a file or folder is one that a crash left half written or half removed, by its name.
+
+    >>> is_leftover(".jaxpost-aside-k3_x9ab2"), is_leftover(".gitignore"), is_leftover(".jaxpost-aside-notes.txt")
+    (True, False, False)
+    """
+    return re.fullmatch(re.escape(_ASIDE) + "[a-z0-9_]{8}", name) is not None
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Removes what crashes left in a folder, not below it; nothing else, and nothing where there is no folder."""
+    folder = Path(folder)
+    for item in [item for item in folder.iterdir() if is_leftover(item.name)] if folder.is_dir() else ():
+        shutil.rmtree(item, ignore_errors=True) if item.is_dir() else item.unlink()
+
+
+def remove_folder(folder: str | Path) -> None:
+    """Removes a folder that is hidden before it is emptied: a crash in between leaves no half under its name."""
+    folder = Path(folder)
+    hidden = folder.with_name(_ASIDE + secrets.token_hex(4))
+    folder.rename(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
 
 
 def refuse_existing(path: str | Path, name: str = "--output") -> None:
@@ -104,16 +133,32 @@ def read_json(path: str | Path) -> Any:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Writes `value` atomically as indented JSON with a final newline; a NaN or infinity is an error."""
-    write_file(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Writes `value` atomically as `json_text`."""
+    write_file(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """Indented JSON with a final newline; a NaN or infinity is a ValueError."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 @contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """A hidden folder on the same file system as `path`, gone at the end if it was not renamed."""
-    path = path.absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+def _made(path: Path) -> Iterator[None]:
+    """Makes the folder `path` if need be, and unmakes it where the block fails and it is still empty."""
+    there = path.is_dir()
+    _make_folder(path)
+    try:
+        yield
+    except BaseException:
+        if not there and not any(path.iterdir()):
+            path.rmdir()
+        raise
+
+
+@contextmanager
+def _aside_in(parent: Path) -> Iterator[Path]:
+    """A hidden folder in `parent`, gone at the end if it was not renamed."""
+    folder = Path(tempfile.mkdtemp(dir=parent, prefix=_ASIDE))
     try:
         os.chmod(folder, 0o777 & ~_umask())
         yield folder
@@ -127,6 +172,14 @@ def _publish(source: Path, target: Path) -> None:
         _flush(item)
     os.replace(source, target)
     _flush(target.absolute().parent)
+
+
+def _make_folder(path: Path) -> None:
+    """With its parents; that they are there is on the disk too."""
+    if not path.is_dir():
+        _make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        _flush(path.absolute().parent)
 
 
 def _flush(path: Path) -> None:

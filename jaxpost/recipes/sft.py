@@ -14,6 +14,7 @@ from jaxpost.adapters import Adapters
 from jaxpost.core.config import dump_config, load_config
 from jaxpost.core.errors import RunError, Stopped
 from jaxpost.core.files import fill_folder, write_file, write_json
+from jaxpost.core.lock import FolderLock
 from jaxpost.core.progress import progress
 from jaxpost.core.signals import StopRequest, stop_requests
 from jaxpost.hub.peft import load_adapter, save_adapter
@@ -24,9 +25,9 @@ from jaxpost.recipes.reporting import check_reporters, gap_notes, open_reporters
 from jaxpost.recipes.sft_config import LoraConfig, SftConfig
 from jaxpost.recipes.sft_fingerprints import fingerprints
 from jaxpost.recipes.sft_results import RESULTS, evaluation_line, results_line, results_of
-from jaxpost.recipes.sft_resume import Start, checkpoints, clean, dated, find_start, go_on, meta_of, options_of
+from jaxpost.recipes.sft_resume import Start, checkpoints, claim, clean, dated, find_start, go_on, meta_of, options_of
 from jaxpost.recipes.sft_setup import Setup, compile_steps, device_batch, parameter_line, prepare
-from jaxpost.train.checkpoint import Counters, prune, release, restore, save_checkpoint
+from jaxpost.train.checkpoint import Counters, damage, prune, release, restore, save_checkpoint
 from jaxpost.train.loop import require_updates, train
 from jaxpost.train.metrics import weighted_mean
 from jaxpost.train.milestones import Every, Milestones
@@ -54,6 +55,14 @@ def run(config: SftConfig) -> Path:
     """
     check_reporters(config.report_to)
     config = dated(config)
+    with FolderLock(config.output) as lock:
+        if (config.output / "run.yaml").is_file():
+            lock.take()
+        return _run(config, lock)
+
+
+def _run(config: SftConfig, lock: FolderLock) -> Path:
+    """The run, with the lock on its output folder from the moment that there is one."""
     start = find_start(config)
     if start.finished:
         _say(*start.notes)
@@ -71,7 +80,7 @@ def run(config: SftConfig) -> Path:
         _say(f"not cut along the mesh, as sizes or heads do not divide: {', '.join(setup.uncut)}")
     setup, compiled = compile_steps(setup, _say, start.meta and start.meta.micro_batch_size)
     with stop_requests() as stop:
-        config.output.mkdir(parents=True, exist_ok=True)
+        claim(config, lock)
         write_file(config.output / "run.yaml", dump_config(dataclasses.replace(setup.config, resume=False)))
         records = clean(config, start)
         _say(*gap_notes(records, start.step))
@@ -162,11 +171,21 @@ def _train(
 
 
 def _finish(setup: Setup, state: TrainState, counters: Counters, records: Sequence[Mapping[str, Any]]) -> None:
-    """The weights into the output folder, and at last the results, which say that the run is finished."""
+    """The weights into the output folder, and at last the results, which say that the run is finished.
+
+    Raises:
+      RunError: the checkpoint of the best step is damaged; those that are there stay.
+    """
     config, step = setup.config, int(state.step)
     written = counters.best_step if config.keep == "best" and counters.best_step is not None else step
+    best = checkpoints(config) / str(written)
+    if written != step and (wrong := damage(best)):
+        raise RunError(
+            f"the best step's checkpoint, {best}, is damaged: {wrong}. The last step's is there: take its weights by "
+            f"`jaxpost sft --config {shlex.quote(str(config.output / 'run.yaml'))} --keep last --resume`."
+        )
     results = results_of(records, step=step, written=written, skipped=step - int(state.updates))
-    kept = state if written == step else restore(checkpoints(config) / str(written), release(state))
+    kept = state if written == step else restore(best, release(state))
     _save(setup, kept.trainable)
     write_summary(setup, records, written, _say)
     write_json(config.output / RESULTS, results)

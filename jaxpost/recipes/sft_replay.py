@@ -72,10 +72,11 @@ def replay(
     setup = prepare(dataclasses.replace(config, **NO_EVALUATION))
     if step > setup.steps:
         raise InputError(f"`--step` must be at most {setup.steps}, the steps of {config.output}; got {step}.")
+    if newest is not None:  # any checkpoint of the run knows what it trains on, also one after the step
+        saved = {kind: digest for kind, digest in read_meta(newest).fingerprints.items() if kind != "eval_data"}
+        check(fingerprints(setup), saved, newest)
     folder = newest_whole(root, say, at_most=step - 1)
     if folder is not None:
-        saved = {kind: digest for kind, digest in read_meta(folder).fingerprints.items() if kind != "eval_data"}
-        check(fingerprints(setup), saved, folder)
         setup = dataclasses.replace(setup, state=restore(folder, shapes_of(setup.state)))
     setup, compiled = compile_steps(setup, lambda _: None)
     state, first = setup.state, 0 if folder is None else int(folder.name)

@@ -137,7 +137,8 @@ def compile_steps(
     """The setup with the micro-batch that fits, and one executable a bucket; its memory is said before step 0.
 
     Args:
-      most: the largest micro-batch to try unless the configuration names one: that of the run that goes on.
+      most: the largest micro-batch to try unless the configuration names one: that of the run that goes on. Where
+        another is taken, this is said.
 
     Returns:
       Programs of the training by [accumulate, micro, T], those of the evaluation by [micro, T].
@@ -152,6 +153,9 @@ def compile_steps(
 
     sizes = _micro_batch_sizes(setup.config, setup.mesh)
     micro, compiled = compile_largest(programs, [n for n in sizes if most is None or n <= most] or sizes)
+    if most not in (None, micro):
+        why = ", as no more fits" if setup.config.micro_batch_size is None and micro < most else ""
+        say(f"--micro-batch-size {micro} instead of {most}{why}: results are equal up to rounding")
     for shape, program in compiled.items():
         m = program.memory
         say(

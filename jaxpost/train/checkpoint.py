@@ -1,13 +1,12 @@
 """Checkpoints of a run: the train state by Orbax, what it belongs to, and a checksum of every file.
 
-`DIR/checkpoints/STEP/` holds `state/` (Orbax), `meta.json` and `manifest.json`. The folder is filled under a hidden
-name, flushed to the disk and renamed, so a crash at any moment leaves it whole or not there; what broke later, on the
-disk or on the way, the manifest's checksums tell.
+`DIR/checkpoints/STEP/` holds `state/` (Orbax), `arrays.json`, `meta.json` and `manifest.json`. The folder is filled
+under a hidden name, flushed to the disk and renamed, so a crash at any moment leaves it whole or not there; what broke
+later, on the disk or on the way, the manifest's checksums tell.
 """
 
 import dataclasses
 import hashlib
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxpost.core.errors import InputError
-from jaxpost.core.files import new_folder, read_json, write_json
+from jaxpost.core.files import json_text, new_folder, read_json, remove_folder, remove_leftovers, write_json
 from jaxpost.core.tree import path_string
 from jaxpost.train.state import TrainState
 
-MANIFEST = "manifest.json"
+META, ARRAYS, MANIFEST = "meta.json", "arrays.json", "manifest.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,19 +68,20 @@ def save_checkpoint(root: Path, state: TrainState, meta: Meta) -> Path:
 
     folder = root.absolute() / str(meta.step)
     if folder.exists():
-        _remove(folder)
+        remove_folder(folder)
     with new_folder(folder) as aside:
         with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as orbax:
             orbax.save(aside / "state", args=ocp.args.StandardSave(_plain(state)))
-        write_json(aside / "meta.json", dataclasses.asdict(meta))
+        write_json(aside / META, dataclasses.asdict(meta))
+        write_json(aside / ARRAYS, _arrays(state))
         files = {str(file.relative_to(aside).as_posix()): _seal(file) for file in _files(aside)}
-        write_json(aside / MANIFEST, {"arrays": _arrays(state), "files": files})
+        write_json(aside / MANIFEST, {"files": files})
     return folder
 
 
 def read_meta(folder: Path) -> Meta:
     """The metadata of a whole checkpoint."""
-    values = read_json(folder / "meta.json")
+    values = read_json(folder / META)
     return Meta(**{**values, "counters": Counters(**values["counters"])})
 
 
@@ -97,7 +97,7 @@ def restore(folder: Path, like: TrainState) -> TrainState:
     """
     import orbax.checkpoint as ocp  # slow to import
 
-    _check_arrays(folder, want=_arrays(like), got=read_json(folder / MANIFEST)["arrays"])
+    _check_arrays(folder, want=_arrays(like), got=read_json(folder / ARRAYS))
     with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as orbax:
         arguments = ocp.args.StandardRestore(_plain(shapes_of(like)))
         plain = orbax.restore(folder.absolute() / "state", args=arguments)
@@ -125,12 +125,14 @@ def steps_of(root: Path) -> list[int]:
 def damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint's files, in words; None if every byte is as it was written."""
     try:
-        files = read_json(folder / MANIFEST)["files"]
-        sealed = {str(name): (str(seal["sha256"]), int(seal["bytes"])) for name, seal in files.items()}
+        manifest = read_json(folder / MANIFEST)
+        sealed = {str(name): (str(seal["sha256"]), int(seal["bytes"])) for name, seal in manifest["files"].items()}
     except (InputError, LookupError, TypeError, AttributeError, ValueError):
         return f"{MANIFEST} cannot be read"
-    if "meta.json" not in sealed:
-        return f"{MANIFEST} names no meta.json"
+    if (folder / MANIFEST).read_bytes() != json_text(manifest).encode():
+        return f"{MANIFEST} is not as it was written"
+    if missing := {META, ARRAYS} - sealed.keys():
+        return f"{MANIFEST} names no {min(missing)}"
     for name, (digest, size) in sealed.items():
         file = folder / name
         if not file.is_file():
@@ -142,31 +144,22 @@ def damage(folder: Path) -> str | None:
     return None
 
 
-def newest_whole(
-    root: Path, say: Callable[[str], None], *, at_most: int | None = None, with_best: bool = False
-) -> Path | None:
+def newest_whole(root: Path, say: Callable[[str], None], *, at_most: int | None = None) -> Path | None:
     """The newest checkpoint whose bytes are as they were written, None if there is none.
 
     Args:
       say: gets a line for each damaged one that is passed over.
       at_most: the last step that will do.
-      with_best: the checkpoint of its best step (see `Counters`) must be whole as well.
     """
     for step in reversed(steps_of(root)):
         if at_most is not None and step > at_most:
             continue
         folder = root / str(step)
-        wrong = damage(folder) or (_damage_of_best(folder) if with_best else None)
+        wrong = damage(folder)
         if wrong is None:
             return folder
         say(f"checkpoint {folder} is not used: {wrong}")
     return None
-
-
-def _damage_of_best(folder: Path) -> str | None:
-    best = read_meta(folder).counters.best_step
-    wrong = None if best is None else damage(folder.with_name(str(best)))
-    return wrong and f"its best step's checkpoint, {best}, is damaged: {wrong}"
 
 
 def prune(root: Path, *, limit: int, with_best: bool = False) -> None:
@@ -180,7 +173,7 @@ def prune(root: Path, *, limit: int, with_best: bool = False) -> None:
         kept |= {_best_of(root / str(step)) for step in kept}
     for step in steps:
         if step not in kept:
-            _remove(root / str(step))
+            remove_folder(root / str(step))
 
 
 def _best_of(folder: Path) -> int | None:
@@ -193,17 +186,9 @@ def _best_of(folder: Path) -> int | None:
 
 def discard_after(root: Path, step: int) -> None:
     """Removes checkpoints of later steps, which a run that goes on from `step` makes again, and half-written ones."""
-    for folder in root.iterdir() if root.is_dir() else ():
-        if folder.name.startswith(".") or (folder.name.isdecimal() and int(folder.name) > step):
-            _remove(folder)
-
-
-def _remove(folder: Path) -> None:
-    """A folder is hidden before it is emptied: a crash in between leaves no half checkpoint under a step's name."""
-    hidden = folder if folder.name.startswith(".") else folder.with_name(f".{folder.name}.removed")
-    if hidden != folder:
-        folder.rename(hidden)
-    shutil.rmtree(hidden, ignore_errors=True)
+    for later in (found for found in steps_of(root) if found > step):
+        remove_folder(root / str(later))
+    remove_leftovers(root)
 
 
 def _plain(state: TrainState) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import typing
 
@@ -10,11 +11,12 @@ import numpy as np
 import pytest
 import tiny
 from safetensors.numpy import load_file
-from sft_runs import Run, run_command, write_clock, write_rows
+from sft_runs import SMALL, Run, interrupted, resume, run_command, write_clock, write_rows
 
 from jaxpost.core.config import load_config
 from jaxpost.core.options import options, union_members
 from jaxpost.recipes import sft as recipe
+from jaxpost.recipes import sft_resume, sft_setup
 from jaxpost.recipes.sft_config import SftConfig
 from jaxpost.recipes.sft_fingerprints import OPTIONS
 from jaxpost.recipes.sft_resume import FREE, ROUNDING
@@ -25,23 +27,6 @@ TEN = ("--steps", "10", "--batch-size", "2", "--max-length", "64", "--dtype", "f
 SAVED = ("--save-steps", "5", "--save-total-limit", "9")
 TIMES = ("tokens_per_s", "eval_runtime")
 KNOWN = {option.name: option for option in options(SftConfig)}
-
-
-def interrupted(run: Run, folder, step: int) -> Run:
-    """A copy of a finished run as a kill after `step` and before the next checkpoint would have left it."""
-    out = shutil.copytree(run.out, folder)
-    for later in (s for s in steps_of(out / "checkpoints") if s > step):
-        shutil.rmtree(out / "checkpoints" / str(later))
-    for name in ("train_results.json", "adapter_model.safetensors", "adapter_config.json", "model.safetensors"):
-        (out / name).unlink(missing_ok=True)
-    with (out / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 11, "lo')
-    return dataclasses.replace(run, out=out)
-
-
-def resume(run: Run, *flags: str) -> Run:
-    """Goes on in the folder of `run` with its own options, then `flags`."""
-    return run_command(run.out, ("sft", "--config", str(run.out / "run.yaml"), *flags, "--resume"))
 
 
 def untimed(run: Run):
@@ -116,7 +101,7 @@ def test_R10_a_damaged_checkpoint_is_named_and_the_one_before_it_gives_the_same(
 
 
 def test_with_no_checkpoint_it_starts_at_0(sft, rows, models, tmp_path):
-    """In a new folder, after a kill before the first checkpoint, and where all are damaged: nothing is there twice.
+    """In a new folder and after a kill before the first checkpoint: nothing is there twice.
 
     Mutation: jaxpost/recipes/sft_resume.py: `kept = start.step if start.meta is not None else -1` -> `kept = start.step`
     """  # noqa: E501
@@ -125,14 +110,29 @@ def test_with_no_checkpoint_it_starts_at_0(sft, rows, models, tmp_path):
     argv = ("sft", "--model", str(models()), "--data", str(rows), *TEN, *flags)
     fresh = run_command(tmp_path / "fresh", (*argv, "--resume"))
     before = resume(interrupted(whole, tmp_path / "before", 0))
-    damaged = interrupted(whole, tmp_path / "damaged", 10)
-    (damaged.out / "checkpoints" / "10" / "meta.json").write_text("{}")
-    all_damaged = resume(damaged)
-    for run in (fresh, before, all_damaged):
+    for run in (fresh, before):
         assert run.status == 0, run.stderr
         assert run.digest() == whole.digest() and untimed(run) == untimed(whole)
     assert "starts at step 0" in before.stderr
-    assert "10 is not used: " in all_damaged.stderr and "starts at step 0" in all_damaged.stderr
+
+
+def test_checkpoints_that_are_all_damaged_are_refused_and_kept(sft, tmp_path):
+    """Each is named, nothing is removed; without them the run starts at 0, as the message says.
+
+    Mutation: jaxpost/recipes/sft_resume.py: `    if folder is None and damaged:` -> `    if False:`
+    """
+    whole = sft(*SAVED, base=TEN)
+    half = interrupted(whole, tmp_path / "run", 10)
+    for step in (5, 10):
+        (half.out / "checkpoints" / str(step) / "meta.json").write_text("{}")
+    before = {path: path.read_bytes() for path in half.out.rglob("*") if path.is_file()}
+    again = resume(half)
+    assert again.status == 2 and again.stderr.count("\n") == 1 and str(half.out / "checkpoints") in again.stderr
+    assert all(f"{step} is not used: meta.json has " in again.stderr for step in (5, 10))
+    assert {path: path.read_bytes() for path in half.out.rglob("*") if path.is_file()} == before
+    shutil.rmtree(half.out / "checkpoints")
+    anew = resume(half)
+    assert anew.status == 0 and "starts at step 0" in anew.stderr and anew.digest() == whole.digest()
 
 
 def test_of_a_finished_run_it_ends_with_0(sft):
@@ -158,7 +158,7 @@ def test_an_output_that_holds_a_run_is_refused_without_resume_and_the_hint_is_th
 
 
 def test_a_folder_that_holds_no_run_is_refused(tmp_path, models, rows):
-    """Mutation: jaxpost/recipes/sft_resume.py: `if any(not _HALF_WRITTEN.fullmatch(item.name)` -> `if any(False`"""
+    """Mutation: jaxpost/recipes/sft_resume.py: `        if not _is_unused(config.output):` -> `        if False:`"""
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("mine")
     argv = ("sft", "--model", str(models()), "--data", str(rows), *TEN, "--resume")
@@ -221,7 +221,7 @@ def test_free_options_may_change(sft, tmp_path):
 def test_R9_other_devices_go_on_in_the_same_order(sft, tmp_path):
     """One device to a mesh and back: the same rows, records equal to rounding, and that is said.
 
-    Mutation: jaxpost/recipes/sft_resume.py: `ROUNDING = {"micro_batch_size", "mesh", "remat"}` -> `ROUNDING = {"micro_batch_size", "remat"}`
+    Mutation: jaxpost/recipes/sft_resume.py: `ROUNDING = {"mesh", "remat"}` -> `ROUNDING = {"remat"}`
     """  # noqa: E501
     one, mesh = sft(*SAVED, base=TEN), sft(*SAVED, "--mesh", "data=2,tensor=4", base=TEN)
     for run, flag in ((one, "data=2,tensor=4"), (mesh, "none")):
@@ -250,7 +250,37 @@ def test_the_micro_batch_that_a_run_chose_is_kept(sft, tmp_path, monkeypatch):
     again = resume(half)
     assert again.status == 0 and again.digest() == whole.digest()
     other = resume(interrupted(whole, tmp_path / "other", 5), "--micro-batch-size", "2")
-    assert other.status == 0 and "--micro-batch-size 2 instead of 1" in other.stderr
+    assert other.status == 0 and "--micro-batch-size 2 instead of 1: results are equal up to rounding" in other.stderr
+    assert not any("up to rounding" in run.stderr for run in (whole, again))
+
+
+def test_a_smaller_micro_batch_than_the_checkpoints_is_said(sft, tmp_path, monkeypatch):
+    """Less memory than before: the run goes on, not bit for bit.
+
+    Mutation: jaxpost/recipes/sft_setup.py: `most not in (None, micro):` -> `most not in (None, micro, 2):`
+    """
+    whole = sft(*SAVED, base=TEN)
+    less = lambda programs, sizes: compile_largest(programs, sizes[1:])  # noqa: E731
+    compile_largest = sft_setup.compile_largest
+    monkeypatch.setattr(sft_setup, "compile_largest", less)
+    again = resume(interrupted(whole, tmp_path / "run", 5))
+    line = "--micro-batch-size 1 instead of 2, as no more fits: results are equal up to rounding\n"
+    assert again.status == 0 and line in again.stderr
+
+
+def test_other_packages_than_the_checkpoints_are_said(sft, tmp_path, monkeypatch):
+    """One line that names those that compute; none where they are the same.
+
+    Mutation: jaxpost/recipes/sft_resume.py: `*_other_packages(meta.versions)]` -> `]`
+    """
+    whole = sft(*SAVED, base=TEN)
+    now = {name: sft_resume.version(name) for name in sft_resume.PACKAGES}
+    assert "up to rounding" not in resume(interrupted(whole, tmp_path / "same", 5)).stderr
+    monkeypatch.setattr(sft_resume, "version", lambda name: {**now, "optax": "9", "numpy": "9"}[name])
+    other = resume(interrupted(whole, tmp_path / "other", 5))
+    assert other.status == 0 and other.digest() == whole.digest()
+    assert f"optax 9 instead of {now['optax']}: results are equal up to rounding\n" in other.stderr
+    assert "numpy" not in other.stderr
 
 
 @pytest.mark.parametrize("name", ["model", "data", "eval_data", "adapter"])
@@ -286,7 +316,7 @@ def test_L21_a_checkpoint_of_an_adapter_holds_no_base_weight(sft, models):
     Mutation: jaxpost/train/checkpoint.py: `fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}` -> `fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)} | {"base": jax.numpy.zeros(9)}`
     """  # noqa: E501
     run = sft(*SAVED, base=TEN)
-    arrays = json.loads((run.out / "checkpoints" / "5" / "manifest.json").read_text())["arrays"]
+    arrays = json.loads((run.out / "checkpoints" / "5" / "arrays.json").read_text())
     factors = [name for name in arrays if name.startswith("trainable/")]
     assert factors and all(name.endswith(("lora_A", "lora_B")) for name in factors)
     moments = [f"opt_state/0/{m}/{name.removeprefix('trainable/')}" for name in factors for m in ("mu", "nu")]
@@ -310,20 +340,77 @@ def test_a_run_from_python_without_a_main_thread_saves_as_well(tmp_path, models,
     assert (tmp_path / "out" / "train_results.json").exists() and steps_of(tmp_path / "out" / "checkpoints") == [8, 10]
 
 
-def test_leftovers_of_a_kill_are_removed_and_nothing_else(sft, tmp_path):
-    """Mutation: jaxpost/recipes/sft_resume.py: `        if _HALF_WRITTEN.fullmatch(item.name):` -> `        if False:`
-    Mutation: jaxpost/recipes/sft_resume.py: `    discard_after(checkpoints(config), start.step)` -> `    pass`
+def test_records_are_on_the_disk_before_their_checkpoint_has_its_name(models, rows, tmp_path, monkeypatch):
+    """All of them: as many bytes as the file has at that moment.
+
+    Mutation: jaxpost/train/metrics.py: `        os.fsync(self._file.fileno())` -> `        pass`
+    Mutation: jaxpost/recipes/sft.py: `            reporters.sync()` -> `            pass`
     """
-    whole = sft(*SAVED, base=TEN)
-    half = interrupted(whole, tmp_path / "run", 5)
-    made = [half.out / ".run.yaml.ab_d3f9h", half.out / ".train_results.json.00000000"]
+    records, flushed, renamed = tmp_path / "out" / "metrics.jsonl", [0], []
+    fsync, replace = os.fsync, os.replace
+
+    def flushing(handle):
+        if records.exists() and os.path.samestat(os.fstat(handle), records.stat()):
+            flushed.append(os.fstat(handle).st_size)
+        fsync(handle)
+
+    def renaming(source, target):
+        if os.path.basename(os.path.dirname(target)) == "checkpoints":
+            renamed.append((os.path.basename(target), records.stat().st_size, flushed[-1]))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", flushing)
+    monkeypatch.setattr(os, "replace", renaming)
+    run = run_command(
+        tmp_path / "out", ("sft", "--model", str(models()), "--data", str(rows), *TEN, "--save-steps", "4")
+    )
+    assert run.status == 0 and [step for step, *_ in renamed] == ["4", "8", "10"]
+    assert all(size == safe > 0 for _, size, safe in renamed), renamed
+
+
+@pytest.mark.parametrize("name", ["run", "run[1]", "run*"])
+def test_leftovers_of_a_kill_are_removed_and_nothing_else(name, sft, tmp_path):
+    """What jaxpost names so itself, in the folder of the run; hidden files and folders of others stay, wherever.
+
+    Mutation: jaxpost/recipes/sft_resume.py: `    remove_leftovers(config.output)` -> `    pass`
+    Mutation: jaxpost/recipes/sft_resume.py: `    discard_after(checkpoints(config), start.step)` -> `    pass`
+    Mutation: jaxpost/core/files.py: `[item for item in folder.iterdir() if is_leftover(item.name)]` -> `[*folder.iterdir()]`
+    Mutation: jaxpost/core/files.py: `re.escape(_ASIDE) + "[a-z0-9_]{8}"` -> `".*[a-z0-9_]{8}"`
+    """  # noqa: E501
+    half = interrupted(sft(*SAVED, base=TEN), tmp_path / name, 5)
+    made = [half.out / ".jaxpost-aside-ab_d3f9h", half.out / ".jaxpost-aside-00000000"]
+    folders = [half.out / ".jaxpost-aside-filling_", half.out / "checkpoints" / ".jaxpost-aside-1b4hx_9c"]
+    mine = theirs(half.out) + [half.out / ".gitignore", half.out / ".settings", half.out / ".run.yaml.ab_d3f9h"]
     for file in made:
         file.write_text("half")
-    folders = [half.out / "checkpoints" / ".7.xyz", tmp_path / ".run.abcdefgh"]
-    for folder in folders:
+    for folder in [*folders, *mine]:
         (folder / "inside").mkdir(parents=True)
-    mine = [half.out / ".gitignore", tmp_path / ".runs", half.out / "notes.txt"]
-    for file in mine:
-        file.write_text("mine")
     assert resume(half).status == 0
-    assert not any(path.exists() for path in [*made, *folders]) and all(path.exists() for path in mine)
+    assert not any(path.exists() for path in [*made, *folders]) and all((path / "inside").is_dir() for path in mine)
+
+
+def theirs(out):
+    """Hidden folders beside an output folder that are nobody's business."""
+    names = (
+        ".{}.settings",
+        ".{}.archived",
+        ".{}.abcdefgh",
+        ".jaxpost-aside-k2j3ab_0",
+        ".run1.abcdefgh",
+        ".runx.backup_1",
+    )
+    return [out.with_name(name.format(out.name)) for name in names]
+
+
+@pytest.mark.parametrize("name", ["fresh", "run[1]", "run*"])
+def test_hidden_folders_beside_the_output_stay(name, models, rows, tmp_path):
+    """A start removes nothing outside its own folder, and fills that from inside."""
+    out = tmp_path / name
+    for folder in theirs(out):
+        folder.mkdir()
+        (folder / "thesis.tex").write_text("mine")
+    assert run_command(out, ("sft", "--model", str(models()), "--data", str(rows), *SMALL)).status == 0
+    assert all((folder / "thesis.tex").read_text() == "mine" for folder in theirs(out))
+    assert len(list(tmp_path.iterdir())) == len({*theirs(out), out}) and not any(
+        p.name[0] == "." for p in out.iterdir()
+    )

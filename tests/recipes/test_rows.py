@@ -161,12 +161,23 @@ def test_a_step_is_run_again_from_the_nearest_checkpoint(rows, sft, tmp_path):
 
 
 def test_rows_that_are_others_by_now_are_refused(rows, sft, tmp_path):
-    """Mutation: jaxpost/recipes/sft_replay.py: `        check(fingerprints(setup), saved, folder)` -> `        pass`"""
+    """Whether the step starts from a checkpoint or, the only one being that of the end, from the start.
+
+    Mutation: jaxpost/recipes/sft_replay.py: `        check(fingerprints(setup), saved, newest)` -> `        pass`
+    Mutation: jaxpost/recipes/sft_replay.py: `    if newest is not None:  #` -> `    if newest is not None and step > 2:  #`
+    """  # noqa: E501
     data = tmp_path / "rows.jsonl"
     data.write_text(rows.read_text())
     run = sft("--data", str(data), "--save-steps", "2")
     data.write_text(rows.read_text().replace("word", "work"))
     status, stdout, stderr = command("--run", run.out, "--step", "3")
+    assert status == 2 and stdout == "" and "`--data` must hold what the run was started on" in stderr
+    data.write_text(rows.read_text())
+    run = sft("--data", str(data))
+    assert [path.name for path in (run.out / "checkpoints").iterdir()] == ["4"]
+    assert command("--run", run.out, "--step", "2")[0] == 0
+    data.write_text("".join(reversed(rows.read_text().splitlines(keepends=True))))
+    status, stdout, stderr = command("--run", run.out, "--step", "2")
     assert status == 2 and stdout == "" and "`--data` must hold what the run was started on" in stderr
 
 

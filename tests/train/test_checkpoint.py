@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxpost.core.errors import InputError
+from jaxpost.core.files import is_leftover, write_json
 from jaxpost.sharding import make_mesh, tree_shardings
 from jaxpost.train import adamw, checkpoint, init_state
 from jaxpost.train.checkpoint import (
@@ -99,13 +100,20 @@ def files(folder):
     return sorted(file for file in folder.rglob("*") if file.is_file())
 
 
+def damaged(content: bytes, how: str, rng) -> bytes:
+    at = int(rng.integers(len(content)))
+    flipped = content[:at] + bytes([content[at] ^ (1 << int(rng.integers(8)))]) + content[at + 1 :]
+    return {"bit": flipped, "cut": content[:at], "longer": content + b"\0", "gone": b""}[how]
+
+
 @pytest.mark.parametrize("how", ["bit", "cut", "gone", "longer"])
 def test_R10_a_damaged_file_is_named_and_the_checkpoint_before_it_is_used(tmp_path, how):
-    """Each file in turn, at a random place.
+    """Each file in turn, at a random place; in the table of arrays and in the manifest as well.
 
+    Mutation: jaxpost/train/checkpoint.py: `        write_json(aside / ARRAYS, _arrays(state))` -> `        aside.joinpath("..", ARRAYS).write_text("")`
     Mutation: jaxpost/train/checkpoint.py: `if _seal(file)["sha256"] != digest:` -> `if False:`
     Mutation: jaxpost/train/checkpoint.py: `        if not file.is_file():` -> `        if False:`
-    Mutation: jaxpost/train/checkpoint.py: `        wrong = damage(folder) or (_damage_of_best(folder) if with_best else None)` -> `        wrong = None`
+    Mutation: jaxpost/train/checkpoint.py: `        wrong = damage(folder)` -> `        wrong = None`
     """  # noqa: E501
     save(tmp_path, 1)
     newest = save(tmp_path, 12)
@@ -113,14 +121,10 @@ def test_R10_a_damaged_file_is_named_and_the_checkpoint_before_it_is_used(tmp_pa
     rng = np.random.default_rng(0)
     for file in files(newest):
         before = file.read_bytes()
-        at = int(rng.integers(len(before)))
-        flipped = before[:at] + bytes([before[at] ^ (1 << int(rng.integers(8)))]) + before[at + 1 :]
-        file.write_bytes({"bit": flipped, "cut": before[:at], "longer": before + b"\0", "gone": b""}[how])
+        file.write_bytes(damaged(before, how, rng))
         if how == "gone":
             file.unlink()
         lines = []
-        if file == newest / "manifest.json" and how in ("bit", "longer"):
-            file.write_bytes(before.replace(b"sha256", b"sha255", 1))
         assert newest_whole(tmp_path, lines.append) == tmp_path / "1"
         assert len(lines) == 1 and str(newest) in lines[0] and file.name in lines[0]
         file.write_bytes(before)
@@ -147,18 +151,29 @@ def test_the_newest_is_so_by_number_and_may_be_bounded(tmp_path):
     assert newest_whole(tmp_path, pytest.fail, at_most=1) is None
 
 
-def test_a_run_that_keeps_the_best_step_needs_its_checkpoint_whole(tmp_path):
-    """Mutation: jaxpost/train/checkpoint.py: `wrong = None if best is None else damage(` -> `wrong = damage(folder) and damage(`"""  # noqa: E501
-    for step, best in ((1, None), (2, 2), (3, 2)):
-        save(tmp_path, step, counters=Counters(best_step=best))
-    (tmp_path / "2" / "meta.json").unlink()
-    lines = []
-    assert newest_whole(tmp_path, lines.append).name == "3" and lines == []
-    assert newest_whole(tmp_path, lines.append, with_best=True).name == "1"
-    assert [line.split(" is not used: ")[0].rsplit("/")[-1] for line in lines] == ["3", "2"]
+def test_every_byte_of_the_manifest_counts(tmp_path):
+    """One bit of each, and each length; what it does not name would be checked by nobody.
+
+    Mutation: jaxpost/train/checkpoint.py: `    if (folder / MANIFEST).read_bytes() != json_text(manifest).encode():` -> `    if False:`
+    Mutation: jaxpost/train/checkpoint.py: `    if missing := {META, ARRAYS} - sealed.keys():` -> `    if missing := set():`
+    """  # noqa: E501
+    folder = save(tmp_path, 1)
+    path = folder / "manifest.json"
+    before, rng = path.read_bytes(), np.random.default_rng(0)
+    for at in range(len(before)):
+        path.write_bytes(before[:at] + bytes([before[at] ^ (1 << int(rng.integers(8)))]) + before[at + 1 :])
+        assert damage(folder) is not None, at
+    for end in range(len(before)):
+        path.write_bytes(before[:end])
+        assert damage(folder) is not None, end
+    for name in ("meta.json", "arrays.json"):
+        files = json.loads(before)["files"]
+        del files[name]
+        write_json(path, {"files": files})
+        assert damage(folder) == f"manifest.json names no {name}"
 
 
-@pytest.mark.parametrize("moment", ["state", "meta.json", "manifest.json", "rename"])
+@pytest.mark.parametrize("moment", ["state", "meta.json", "arrays.json", "manifest.json", "rename"])
 def test_R10_a_crash_inside_a_save_leaves_the_checkpoint_before_it(tmp_path, monkeypatch, moment):
     """Whatever is reached of a save, no folder with a step's name is half; what is left over is hidden, then removed.
 
@@ -172,7 +187,6 @@ def test_R10_a_crash_inside_a_save_leaves_the_checkpoint_before_it(tmp_path, mon
     def write(path, value):
         return crash() if path.name == moment else write_json(path, value)
 
-    write_json = checkpoint.write_json
     monkeypatch.setattr("shutil.rmtree", lambda *_, **__: None)  # a killed process tidies nothing up
     monkeypatch.setattr(checkpoint, "write_json", write)
     if moment == "state":
@@ -183,7 +197,7 @@ def test_R10_a_crash_inside_a_save_leaves_the_checkpoint_before_it(tmp_path, mon
         save(tmp_path, 2)
     monkeypatch.undo()
     assert steps_of(tmp_path) == [1] and damage(tmp_path / "1") is None
-    assert [path.name[:3] for path in tmp_path.iterdir() if path.name != "1"] == [".2."]
+    assert [is_leftover(path.name) for path in tmp_path.iterdir() if path.name != "1"] == [True]
     discard_after(tmp_path, 1)
     assert [path.name for path in tmp_path.iterdir()] == ["1"]
 
@@ -210,17 +224,22 @@ def test_only_the_newest_are_kept_and_their_best(tmp_path, limit, with_best, lef
     assert steps_of(tmp_path) == left and len(list(tmp_path.iterdir())) == len(left)
     if limit > 1:
         (tmp_path / "4" / "meta.json").write_text("{}")  # the one before goes on, with its own best
-        assert newest_whole(tmp_path, lambda line: None, with_best=with_best) == tmp_path / "3"
+        assert newest_whole(tmp_path, lambda line: None) == tmp_path / "3"
         prune(tmp_path, limit=limit, with_best=with_best)
         assert steps_of(tmp_path) == left
 
 
 def test_later_steps_are_discarded(tmp_path):
-    """Mutation: jaxpost/train/checkpoint.py: `int(folder.name) > step` -> `int(folder.name) > step + 100`"""
-    for name in ("3", "10", ".11.k2j3", ".2.removed", "notes"):
-        (tmp_path / name).mkdir()
+    """And what a crash left; what somebody else keeps there stays, hidden or not.
+
+    Mutation: jaxpost/train/checkpoint.py: `if found > step)` -> `if found > step + 100)`
+    Mutation: jaxpost/train/checkpoint.py: `    remove_leftovers(root)` -> `    pass`
+    """
+    for name in ("3", "10", ".jaxpost-aside-0_k2j3ab", ".git", "notes"):
+        (tmp_path / name / "inside").mkdir(parents=True)
     discard_after(tmp_path, 3)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["3", "notes"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".git", "3", "notes"]
+    discard_after(tmp_path / "nothing", 3)
 
 
 @pytest.mark.parametrize("wrong", ["shape", "missing", "extra"])
@@ -257,8 +276,8 @@ def test_R9_a_checkpoint_of_one_device_comes_back_on_a_mesh_and_the_other_way(tm
 
 def test_a_manifest_lists_every_file_and_every_array(tmp_path):
     folder = save(tmp_path, 1)
-    content = json.loads((folder / "manifest.json").read_text())
-    assert set(content["files"]) == {file.relative_to(folder).as_posix() for file in files(folder)} - {"manifest.json"}
-    arrays = content["arrays"]
+    sealed = json.loads((folder / "manifest.json").read_text())["files"]
+    assert set(sealed) == {file.relative_to(folder).as_posix() for file in files(folder)} - {"manifest.json"}
+    arrays = json.loads((folder / "arrays.json").read_text())
     assert arrays["trainable/b"] == "float32[3]" and arrays["key"].startswith("uint32[")
     assert len(arrays) == len(jax.tree.leaves(shapes_of(random_state(0))))
