@@ -81,3 +81,24 @@ def test_R10_a_signal_saves_and_the_run_goes_on(tmp_path):
     status, said = soak.run(command, out, None)
     assert status == 0 and f"goes on from {out / 'checkpoints' / str(before)}" in said
     assert soak.outcome(out) == soak.outcome(tmp_path / "whole")
+
+
+def test_the_quickstart_runs_once_a_task_seed_and_its_shares_are_told(monkeypatch, tmp_path, capsys):
+    """With the seeds and the number of questions that are asked for; one that fails ends it."""
+    soak = script()
+    (tmp_path / "scripts").mkdir()
+    fake = tmp_path / "scripts" / "quickstart"
+    table = "base    both             0.3 %  [  0.0,   1.0]   60 questions\ntuned   new schemas     7$2.3 %  [ 65.5,"
+    fake.write_text(
+        f'#!/bin/sh\necho "$@"\necho "{table}"\necho "  order   0 -> 5 of 9"\n[ "$2" = 4 ] || [ "$2" = 7 ]\n'
+    )
+    fake.chmod(0o755)
+    monkeypatch.setattr(soak, "ROOT", tmp_path)
+    assert soak.quickstarts([4, 7], 2, 60) == 0
+    *lines, told = capsys.readouterr().out.splitlines()
+    assert [line.partition(" --output")[0] for line in lines[::4]] == [
+        f"--task-seed {task} --seed 2 --heldout 60" for task in (4, 7)
+    ]
+    wanted = {str(task): {"base, both": 0.3, "tuned, new schemas": 70.3 + task} for task in (4, 7)}
+    assert json.loads(told) == {"seed": 2, "heldout": 60, "tasks": wanted}
+    assert soak.quickstarts([4, 5], 2, 60) == 1

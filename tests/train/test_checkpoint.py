@@ -126,7 +126,9 @@ def test_R10_a_damaged_file_is_named_and_the_checkpoint_before_it_is_used(tmp_pa
             file.unlink()
         lines = []
         assert newest_whole(tmp_path, lines.append) == tmp_path / "1"
-        assert len(lines) == 1 and str(newest) in lines[0] and file.name in lines[0]
+        assert len(lines) == 1 and str(newest) in lines[0]
+        # A bit of the manifest may be one of the checksum that it gives for another file.
+        assert file.name in lines[0] or file == newest / "manifest.json"
         file.write_bytes(before)
     assert damage(newest) is None
 
