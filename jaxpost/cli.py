@@ -5,7 +5,6 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from contextlib import nullcontext
 
 import jaxpost
 from jaxpost.core.errors import InputError, RunError, Stopped, suggestion
@@ -20,22 +19,20 @@ COMMANDS = {
     "import": ("jaxpost.recipes.import_gguf:main", "make a Hugging Face folder of a GGUF file"),
     "export": ("jaxpost.recipes.export:main", "merge an adapter into a Hugging Face checkpoint"),
 }
-MAKE_FOLDERS = ("import", "export")  # and remove them when they are interrupted: they do not end at once
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; the exit status is 0 done, 1 a run that failed, 2 a usage or input error, 130 Ctrl-C,
     143 SIGTERM.
 
-    Without `argv` the process is the command's own, and signals may end it: before the first step of a training and in
-    commands that leave nothing half made at once.
+    Without `argv` the process is the command's own, and a signal ends it at once, but for a training that has begun.
     """
     # transformers says on stderr that it found no PyTorch; it is not needed here.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     try:
         if argv is not None:
             return _run(argv)
-        with nullcontext() if sys.argv[1:2] and sys.argv[1] in MAKE_FOLDERS else end_at_once():
+        with end_at_once():
             return _run(sys.argv[1:])
     except (InputError, RunError) as error:
         print(f"jaxpost: error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -44,9 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"jaxpost: {stop}", file=sys.stderr)
         return stop.status
     except KeyboardInterrupt:
-        print("jaxpost: interrupted", file=sys.stderr, flush=True)
-        if argv is None:
-            os._exit(130)  # JAX that was interrupted while it compiled may crash in Python's own end
+        print("jaxpost: interrupted", file=sys.stderr)
         return 130
     except Exception:
         traceback.print_exc()

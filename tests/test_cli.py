@@ -115,23 +115,3 @@ def test_importing_jaxpost_loads_no_jax():
         "import sys, jaxpost; dir(jaxpost); print(sorted({'jax', 'numpy', 'transformers'} & set(sys.modules)))"
     )
     assert done.stdout == "[]\n", done.stderr
-
-
-def test_an_interrupted_command_ends_without_pythons_own_end():
-    """There JAX, interrupted while it compiled, can crash the process.
-
-    Mutation: jaxpost/cli.py: `            os._exit(130)` -> `            return 130`
-    """
-    done = python(
-        "import atexit, signal, sys, types\n"
-        "from jaxpost import cli\n"
-        "def main(argv):\n"
-        "    signal.raise_signal(signal.SIGINT)\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "sys.modules['fake'] = types.SimpleNamespace(main=main)\n"
-        "cli.COMMANDS['export'] = ('fake:main', 'does nothing')\n"
-        "sys.argv = ['jaxpost', 'export']\n"
-        "atexit.register(print, 'the end')\n"
-        "sys.exit(cli.main())"
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "jaxpost: interrupted\n")

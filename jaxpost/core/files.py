@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxpost.core.errors import InputError
+from jaxpost.core.signals import unfinished
 
 _ASIDE = ".jaxpost-aside-"
 
@@ -161,7 +162,8 @@ def _aside_in(parent: Path) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(dir=parent, prefix=_ASIDE))
     try:
         os.chmod(folder, 0o777 & ~_umask())
-        yield folder
+        with unfinished(folder):
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

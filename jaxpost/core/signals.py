@@ -6,15 +6,18 @@ that they raise inside a compilation can crash the process or be lost.
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+UNFINISHED: set[Path] = set()  # folders, see `unfinished`
 SHOW_CURSOR = "\x1b[?25h"  # a live line hides it
 
 
@@ -45,10 +48,20 @@ class StopRequest:
 def end_at_once() -> Iterator[None]:
     """While the block runs, Ctrl-C or SIGTERM ends the process with one line and the status 128 + its number.
 
-    For work that leaves nothing half made. `stop_requests` inside takes over without a gap, and gives back at its end.
+    `stop_requests` inside takes over without a gap, and gives back at its end.
     """
     with _listening(end_process):
         yield
+
+
+@contextmanager
+def unfinished(folder: Path) -> Iterator[None]:
+    """A signal that ends the process while the block runs removes `folder`."""
+    UNFINISHED.add(folder)
+    try:
+        yield
+    finally:
+        UNFINISHED.discard(folder)
 
 
 @contextmanager
@@ -63,11 +76,13 @@ def stop_requests() -> Iterator[StopRequest]:
 
 
 def end_process(number: signal.Signals) -> None:
-    """Ends the process now, without Python's clean-up, which waits for computations; says so in one line."""
+    """Says so in one line, removes what is half made and ends the process, without Python's end: that waits for JAX."""
     with contextlib.suppress(OSError):
         stderr = sys.__stderr__.fileno() if sys.__stderr__ else 2
         shown = f"{SHOW_CURSOR}\n" if os.isatty(stderr) else ""
         os.write(stderr, f"{shown}jaxpost: {WORDS[number]}\n".encode())
+    for folder in [*UNFINISHED] * 2:  # twice: the main thread may go on filling it
+        shutil.rmtree(folder, ignore_errors=True)
     os._exit(128 + number)
 
 

@@ -97,6 +97,38 @@ def test_the_first_signal_ends_the_process_at_once(number, word, when):
     assert (process.returncode, said) == (128 + number, f"jaxpost: {word}\n") and time.monotonic() - started < 20
 
 
+FILLING = """
+import sys, time
+from jaxpost.core.files import fill_folder, new_folder
+from jaxpost.core.signals import end_at_once
+try:
+    with end_at_once(), fill_folder(sys.argv[1] + "/data") as first, new_folder(sys.argv[1] + "/new") as second:
+        print("ready", flush=True)
+        for n in range(10**6):
+            for folder in (first, second):
+                (folder / str(n)).write_text("half")
+except BaseException as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_an_end_at_once_leaves_no_half_made_folder(number, tmp_path):
+    """While it is filled; an error that the removal makes is not seen.
+
+    Mutation: jaxpost/core/signals.py: `        shutil.rmtree(folder, ignore_errors=True)` -> `        pass`
+    Mutation: jaxpost/core/files.py: `        with unfinished(folder):` -> `        if True:`
+    """
+    command = [sys.executable, "-c", FILLING, str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    time.sleep(0.05)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number and out == "" and err.count("\n") == 1
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [] and not (tmp_path / "new").exists()
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals of POSIX")
 def test_on_a_terminal_the_cursor_is_there_again():
     """A live line hides it.

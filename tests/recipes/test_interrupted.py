@@ -61,7 +61,7 @@ def started(models, rows, tmp_path):
 def test_R10_a_signal_before_the_first_step_ends_the_run_at_once(words, seconds, number, said, started, tmp_path):
     """While the model is loaded, traced and compiled, where Python's own handlers crash or are not heard.
 
-    Mutation: jaxpost/cli.py: `else end_at_once():` -> `else nullcontext():`
+    Mutation: jaxpost/cli.py: `with end_at_once():` -> `if True:`
     """
     for word in words:
         while (line := started.stdout.readline()) != f"{word}\n":
