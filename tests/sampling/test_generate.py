@@ -25,6 +25,26 @@ def model(folder):
     return jaxpost.load(folder, dtype="float32")
 
 
+def adding(folder, before=0, after=0):
+    """A checkpoint whose tokenizer adds so many control tokens before a text (START) and after it (END)."""
+    tiny.make(folder, "llama", num_hidden_layers=1)
+    written = json.loads((folder / "tokenizer.json").read_text())
+    special = lambda at: {"SpecialToken": {"id": tiny.SPECIALS[at], "type_id": 0}}  # noqa: E731
+    single = [special(tiny.START)] * before + [{"Sequence": {"id": "A", "type_id": 0}}] + [special(tiny.END)] * after
+    written["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": single,
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {
+            name: {"id": name, "ids": [at], "tokens": [name]}
+            for at, name in enumerate(tiny.SPECIALS)
+            if at in (tiny.START, tiny.END)
+        },
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(written))
+    return folder
+
+
 def assert_same(got, want):
     """The same words; another batch may sum in another order."""
     assert [(c.text, c.tokens, c.finish_reason) for c in got] == [(c.text, c.tokens, c.finish_reason) for c in want]
@@ -49,7 +69,7 @@ def test_completions_come_in_the_order_of_the_prompts_n_of_each(model):
     assert jaxpost.generate(model, prompts, **{**options, "temperature": 0.0})[0].tokens != many[0].tokens
 
 
-def test_a_string_is_raw_text_and_messages_go_through_the_template(model):
+def test_a_string_is_raw_text_and_messages_go_through_the_template(model, tmp_path):
     """Mutation: jaxpost/data/prompts.py: `EncodedPrompt(ids=tuple(ids[:-1] if self._plain.added[1] else ids), stop_ids=self._stop_ids)` -> `EncodedPrompt(ids=tuple(ids), stop_ids=self._stop_ids)`"""  # noqa: E501
     encoder = Generator(model).encoder
     encode = lambda prompt: encoder.encode(as_prompt(prompt, "x")).ids  # noqa: E731
@@ -57,6 +77,9 @@ def test_a_string_is_raw_text_and_messages_go_through_the_template(model):
     assert list(encode("hello <there>")) == tokenizer("hello <there>")["input_ids"]
     want = tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True, return_dict=True)["input_ids"]
     assert list(encode(MESSAGES)) == want
+    ending = jaxpost.load(adding(tmp_path, before=1, after=1), dtype="float32")
+    assert ending.tokenizer("a")["input_ids"][-1] == tiny.END
+    assert Generator(ending).encoder.encode(as_prompt("a", "x")).ids == (tiny.START, *encode("a"))
 
 
 def test_D13_a_message_cannot_write_a_control_token(model):
@@ -109,17 +132,7 @@ def test_J4_raw_text_that_loses_its_beginning_keeps_the_tokenizers_bos(tmp_path)
     Mutation: jaxpost/sampling/generate.py: `whole = isinstance(prompt.content, str) and most` -> `whole = most`
     Mutation: jaxpost/sampling/generate.py: ` and most > self.added_before` -> ` and most > 0`
     """
-    folder = tiny.make(tmp_path, "llama", num_hidden_layers=1)
-    written = json.loads((folder / "tokenizer.json").read_text())
-    special = {"SpecialToken": {"id": "<bos>", "type_id": 0}}
-    written["post_processor"] = {
-        "type": "TemplateProcessing",
-        "single": [special, special, {"Sequence": {"id": "A", "type_id": 0}}],
-        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
-        "special_tokens": {"<bos>": {"id": "<bos>", "ids": [tiny.START], "tokens": [tiny.SPECIALS[tiny.START]]}},
-    }
-    (folder / "tokenizer.json").write_text(json.dumps(written))
-    model = jaxpost.load(folder, dtype="float32")
+    model = jaxpost.load(adding(tmp_path, before=2), dtype="float32")
     generator, tokenizer = Generator(model), model.tokenizer
     tokenizer.truncation_side = "left"
     text = "0123456789"
