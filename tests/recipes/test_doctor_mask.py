@@ -13,7 +13,7 @@ TOOL = {
     "type": "function",
     "function": {"name": "search", "parameters": {"type": "object", "properties": {"query": {"type": "string"}}}},
 }
-SWAPPED = tiny.CHATML.replace("== 'assistant'", "== 'user'")  # the questions are trained, not the answers
+BOTH = tiny.CHATML.replace("== 'assistant'", "!= 'system'")  # the questions are trained as the answers are
 
 
 def call(question, arguments):
@@ -73,7 +73,7 @@ TRAINED = {
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_question_that_is_trained_is_found_whatever_it_says(tmp_path, name):
     """Mutation: jaxpost/data/checks/mask.py: `match.start() - before for before` -> `match.start() - 40 * before for before`"""  # noqa: E501
-    case = {"model": {"template": SWAPPED}, "clean": 0, "rows": TRAINED[name]}
+    case = {"model": {"template": BOTH}, "clean": 0, "rows": TRAINED[name]}
     status, found = run_doctor(tmp_path, case, "--steps", "20")
     assert status == 2
     (wrong,) = [finding for finding in found if finding["check"] == "mask.prompt"]
