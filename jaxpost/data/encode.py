@@ -99,6 +99,11 @@ def encode_stream(
         yield example
 
 
+def at_day(rows: Iterable[R], date: str | None) -> Iterator[R]:
+    """Rows whose templates are told that day, where they ask for it."""
+    return (dataclasses.replace(row, date=date) if isinstance(row, ChatRow) else row for row in rows)
+
+
 def close(tally: Tally, folder: str) -> Counts:
     """The counts of a whole tally, once they have been warned about; `folder` is the tokenizer's.
 
@@ -127,9 +132,8 @@ def joint_fingerprint(parts: Sequence[tuple[str, Tally]], weights: Sequence[floa
 def _tokenise(
     plain: Plain, chat: Chat, rows: Iterable[Row | BadRow], options: EncodeOptions
 ) -> Iterator[tuple[Row | BadRow, Tokenised | None]]:
-    rows = iter(rows)
+    rows = at_day(rows, options.date)
     while chunk := list(itertools.islice(rows, CHUNK_ROWS)):
-        chunk = [dataclasses.replace(row, date=options.date) if isinstance(row, ChatRow) else row for row in chunk]
         if options.last_only:
             chunk = [_last_turn(row) if isinstance(row, ChatRow) else row for row in chunk]
         try:

@@ -80,7 +80,7 @@ def described(config: SftConfig) -> Model:
     return with_tokenizer(model, config.adapter, config.chat_template, trains_rows=config.full)
 
 
-def context_of(model: Model, max_length: int) -> Context:
+def context_of(model: Model, max_length: int, date: str | None = None) -> Context:
     """What rows are checked against."""
     chat = Chat(tokenizer=model.tokenizer, stop_ids=model.stop_ids)
     return Context(
@@ -89,12 +89,13 @@ def context_of(model: Model, max_length: int) -> Context:
         vocab_size=model.config.vocab_size,
         max_length=max_length,
         stops={"the tokenizer": ids_of(model.tokenizer.eos_token_id), **model.written_stops},
+        date=date,
     )
 
 
 def _look(config: SftConfig, model: Model) -> tuple[Inspected, Survey | None, list[Finding]]:
     """The training data, its numbers where a row is left, and all findings but those of the numerics."""
-    context = context_of(model, config.max_length)
+    context = context_of(model, config.max_length, config.date)
     train = _inspect(config, context, config.data)
     findings = [*train.findings, *duplicate_findings(train.digests, train.with_prompt)]
     if config.eval_data:

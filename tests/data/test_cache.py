@@ -127,7 +127,7 @@ def test_all_that_the_examples_depend_on_makes_another_copy(made, data, what):
 def test_the_day_counts_where_a_template_writes_it_and_nowhere_else(made, data):
     """Mutation: jaxpost/data/dataset.py: `options.date if asks_for_the_day(tokenizer) else None` -> `None`
     Mutation: jaxpost/data/dataset.py: `options.date if asks_for_the_day(tokenizer) else None` -> `options.date`
-    Mutation: jaxpost/data/encode.py: `dataclasses.replace(row, date=options.date) if isinstance(row, ChatRow) else row` -> `row`
+    Mutation: jaxpost/data/encode.py: `rows = at_day(rows, options.date)` -> `rows = iter(rows)`
     Mutation: jaxpost/data/chat/template.py: `template if row.date is None else _at_day(template, row.date)` -> `template`
     """  # noqa: E501
     clock = "{{ strftime_now('%d %b %Y') }}" + toys.CHATML

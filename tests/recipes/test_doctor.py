@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 from doctor_runs import BOTH_ENDS, CLOSE, OPEN, WITH_BOS, WORDS, chat, clean, model_of, run_doctor, sentence, tagged
+from sft_runs import write_clock
 
 import jaxpost
 from jaxpost.cli import main
@@ -266,6 +267,17 @@ def test_the_tokenizer_is_the_one_that_training_would_take(doctor, tmp_path):
     write_tokenizer(adapter, model.tokenizer)
     status, found, _ = doctor(bare, "--adapter", str(adapter))
     assert (status, found) == (0, [])
+
+
+def test_the_day_is_the_one_that_templates_are_told(doctor, tmp_path):
+    """In the rows, and in the prompts that they are compared with.
+
+    Mutation: jaxpost/data/checks/inspection.py: `at_day(source.rows(before + 1, keep_bad=True), context.date)` -> `source.rows(before + 1, keep_bad=True)`
+    Mutation: jaxpost/data/chat/prompt.py: `template_kwargs, where), date=date)` -> `template_kwargs, where))`
+    """  # noqa: E501
+    dated = {"model": {"template": write_clock(tmp_path / "clock.jinja").read_text()}}
+    status, found, said = doctor(dated, "--date", "2025-01-31")
+    assert (status, found) == (0, []) and "31 Jan 2025" in said.out
 
 
 def test_numerics_no_layout_changes_loss_or_gradient(doctor, tmp_path):

@@ -33,7 +33,7 @@ def trained_rows(config):
 def test_the_plan_is_made_of_the_rows_that_training_takes(tmp_path, capsys, planned, seed):
     """Of 60 rows and 20, half and half, 20 each; the numbers are of these, broken rows shift none of them.
 
-    Mutation: jaxpost/data/checks/inspection.py: `read = source.rows(before + 1, keep_bad=True)` -> `read = source.rows(kept + 1, keep_bad=True)`
+    Mutation: jaxpost/data/checks/inspection.py: `source.rows(before + 1, keep_bad=True)` -> `source.rows(kept + 1, keep_bad=True)`
     Mutation: jaxpost/data/checks/inspection.py: `every if chosen is None else [every[index] for index in chosen.tolist()]` -> `every`
     Mutation: jaxpost/recipes/doctor.py: `skip_bad=skip, seed=config.seed)` -> `skip_bad=skip)`
     """  # noqa: E501

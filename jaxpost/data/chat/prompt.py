@@ -1,5 +1,6 @@
 """Conversations -> the ids that a model answers: what training left untrained is what generation is given."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ def encode_prompt(
     template_kwargs: Mapping[str, Any] | None = None,
     *,
     where: str = "the prompt",
+    date: str | None = None,
 ) -> list[int]:
     """Ids of a conversation and of the generation prompt after it.
 
@@ -29,11 +31,13 @@ def encode_prompt(
       tools: as in the `tools` column.
       template_kwargs: as in the `chat_template_kwargs` column, `{"enable_thinking": False}` say.
       where: names the conversation in messages of errors.
+      date: the day that the template is told if it asks for it, YYYY-MM-DD; None is today.
 
     Raises:
       InputError: no template, a conversation that it refuses.
     """
-    ready = prepare(chat, _row(messages, tools, template_kwargs, where))
+    row = dataclasses.replace(_row(messages, tools, template_kwargs, where), date=date)
+    ready = prepare(chat, row)
     text = render(chat.tokenizer, ready.template, ready.row, prompt=True).text
     (tokens,) = tokenise(chat, [Text(text=text, cuts=(), marked=ready.marked)])
     return tokens.ids

@@ -26,6 +26,7 @@ class Context:
       chat, plain: the tokenizer, as rows are encoded with it.
       vocab_size: rows of the embedding.   max_length: in tokens.
       stops: by source (`tokenizer`, `config.json`, `generation_config.json`) the ids that end generation.
+      date: the day that templates are told, None for today.
     """
 
     chat: Chat
@@ -33,6 +34,7 @@ class Context:
     vocab_size: int
     max_length: int
     stops: Mapping[str, frozenset[int]]
+    date: str | None = None
 
     @property
     def tokenizer(self) -> Any:

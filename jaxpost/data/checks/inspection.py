@@ -13,7 +13,7 @@ from jaxpost.data.checks.context import Context
 from jaxpost.data.checks.duplicates import Digester, Digests
 from jaxpost.data.checks.findings import Finding, Observed, finding
 from jaxpost.data.checks.rows import check_row, check_text, tokenizer_findings
-from jaxpost.data.encode import fit, tokenise_chunk
+from jaxpost.data.encode import at_day, fit, tokenise_chunk
 from jaxpost.data.examples import Counts, Example, Tokenised, totals_of
 from jaxpost.data.mixing import drawn
 from jaxpost.data.rows import BadRow, ChatRow, CompletionRow, Row
@@ -68,7 +68,7 @@ def inspect(
     rows, sizes = [], []
     for source in sources:
         before, kept = len(looker.places), len(looker.examples)
-        read = source.rows(before + 1, keep_bad=True)
+        read = at_day(source.rows(before + 1, keep_bad=True), context.date)
         while chunk := list(itertools.islice(read, CHUNK_ROWS)):
             looker.chunk(chunk)
         rows.append(len(looker.places) - before)

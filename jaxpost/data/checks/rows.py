@@ -85,7 +85,9 @@ def _check_prompt(context: Context, observed: Observed, row: Row, tokens: Tokeni
         text = render(context.tokenizer, template, row, end=turns_of(row)[0], prompt=True).text
     except InputError:  # a template that refuses a conversation without an answer cannot be asked for one either
         return observed.look("template.prompt", row.where, True, "the template cannot render a prompt alone")
-    prompt = encode_prompt(context.chat, row.messages[: turns_of(row)[0]], row.tools, row.template_kwargs)
+    prompt = encode_prompt(
+        context.chat, row.messages[: turns_of(row)[0]], row.tools, row.template_kwargs, date=row.date
+    )
     start = int(np.flatnonzero(tokens.trained)[0])
     fits = start == len(prompt) and tokens.ids[:start].tolist() == prompt
     observed.look("template.prompt", row.where, not fits, f"the prompt ends in {text[-24:]!r}")
