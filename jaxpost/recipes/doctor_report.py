@@ -14,7 +14,7 @@ from jaxpost.data.checks.findings import Finding
 from jaxpost.data.checks.inspection import Inspected
 from jaxpost.data.checks.survey import Survey, chosen_rows, pieces
 from jaxpost.recipes.doctor_config import DoctorConfig
-from jaxpost.recipes.doctor_numerics import BAR, Deviation
+from jaxpost.recipes.doctor_numerics import Deviation
 
 COLOURS = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 TRAINED = "bold green"
@@ -151,7 +151,7 @@ def _numerics(found: Sequence[Deviation]) -> Table:
         table.add_column(name, justify="right")
     table.add_column("")
     for d in found:
-        verdict = Text("ok", "green") if d.fits else Text(f"over {BAR:g}", "bold red")
+        verdict = Text("ok", "green") if d.fits else Text(f"over {d.bar:.1e}", "bold red")
         shape = " x ".join(map(str, d.shape))
         table.add_row(d.name, shape, f"{d.loss:.1e}", f"{d.gradient:.1e}", f"{d.leaf:.1e}", verdict)
     return table
