@@ -4,6 +4,8 @@ import json
 import sys
 
 import datasets
+import pyarrow
+import pyarrow.parquet
 import pytest
 from refusals import refused
 
@@ -44,7 +46,10 @@ def hub(tmp_path, monkeypatch):
     write(folder / "train.jsonl", [{"text": f"row {n}", "id": n} for n in range(2005)])
     turns = [CHAT[0], {"role": "assistant", "content": "", "tool_calls": [CALL]}, {"role": "tool", "content": "1"}]
     write(folder / "test.jsonl", [{"text": f"test {n}", "id": n} for n in range(3)])
-    write(folder / "chat.jsonl", [{"messages": CHAT}, {"messages": [*turns, CHAT[1]]}])
+    chats = [{"messages": CHAT}, {"messages": [*turns, CHAT[1]]}]
+    write(folder / "chat.jsonl", chats)
+    (tmp_path / "hub" / "org" / "table").mkdir()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(chats), tmp_path / "hub" / "org" / "table" / "train.parquet")
     write(folder / "other.jsonl", [{"question": "a", "answer": "b"}])
     load, asked = datasets.load_dataset, []
 
@@ -77,6 +82,7 @@ def test_messages_are_as_json_lines_have_them(hub):
     """  # noqa: E501
     lines = [row.messages for row in read_rows(hub.folder / "chat.jsonl")]
     assert [row.messages for row in read_rows("org/name/chat")] == lines
+    assert [row.messages for row in read_rows("org/table")] == lines
 
 
 def test_a_digest_is_of_the_rows_and_of_nothing_else(hub, tmp_path):

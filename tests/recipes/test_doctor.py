@@ -18,6 +18,7 @@ from jaxpost.data.encode import _events
 from jaxpost.data.examples import Tokenised
 from jaxpost.hub.tokenizer_files import write_tokenizer
 from jaxpost.recipes import doctor_numerics as numerics
+from jaxpost.recipes.sft_setup import Setup
 
 ANSWER = "{{ m['content'] + '<|im_end|>' }}"
 LONG = " ".join(WORDS)
@@ -332,7 +333,7 @@ def test_numerics_allow_what_one_rounding_of_the_embedding_does(monkeypatch):
         monkeypatch.setattr(numerics, "_run", lambda *_: (1.0, {"w": np.array([next(gradients)])}))  # noqa: B023
         monkeypatch.setattr(numerics, "_moved", lambda setup: setup)
         chosen = [numerics.Layout(name=str(i), rows=rows, moved=i == 1) for i in range(5)]
-        found = list(numerics.deviations(None, iter(chosen), lambda _: None))
+        found = list(numerics.deviations(object.__new__(Setup), iter(chosen), lambda _: None))
         assert [deviation.fits for deviation in found[2:]] == want
 
 
