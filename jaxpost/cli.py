@@ -40,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Stopped as stop:
         print(f"jaxpost: {stop}", file=sys.stderr)
         return stop.status
+    except OSError as error:  # a full disk, a folder without permission: of the machine, and said in one line too
+        print(f"jaxpost: error: {' '.join(str(error).split())}. See the disk and its permissions.", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("jaxpost: interrupted", file=sys.stderr)
         return 130

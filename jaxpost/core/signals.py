@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: an end at once, or a request to stop after the work at hand and an end at once the second time.
+"""Ctrl-C and SIGTERM: an end at once, or a request to stop after the work at hand and an end at a second Ctrl-C.
 
 A thread listens, since Python's own handlers wait until a long computation outside of Python is done, and the exception
 that they raise inside a compilation can crash the process or be lost.
@@ -6,6 +6,7 @@ that they raise inside a compilation can crash the process or be lost.
 
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -17,7 +18,7 @@ from pathlib import Path
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
-UNFINISHED: set[Path] = set()  # folders, see `unfinished`
+UNFINISHED: set[Path] = set()  # folders, see `unfinished`; the last eight characters of their names are random
 SHOW_CURSOR = "\x1b[?25h"  # a live line hides it
 
 
@@ -26,6 +27,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self.answer = "stops after this step, with a checkpoint"
 
     def __bool__(self) -> bool:
         return self.signal is not None
@@ -38,7 +40,7 @@ class StopRequest:
             self.signal = number
             with contextlib.suppress(OSError, ValueError):  # whoever read stderr may be gone
                 print(
-                    f"\n{number.name}: stops after this step, with a checkpoint; Ctrl-C again stops at once.",
+                    f"\n{number.name}: {self.answer}; Ctrl-C again stops at once.",
                     file=sys.stderr,
                     flush=True,
                 )
@@ -81,8 +83,13 @@ def end_process(number: signal.Signals) -> None:
         stderr = sys.__stderr__.fileno() if sys.__stderr__ else 2
         shown = f"{SHOW_CURSOR}\n" if os.isatty(stderr) else ""
         os.write(stderr, f"{shown}jaxpost: {WORDS[number]}\n".encode())
-    for folder in [*UNFINISHED] * 2:  # twice: the main thread may go on filling it
-        shutil.rmtree(folder, ignore_errors=True)
+    for folder in [*UNFINISHED]:
+        # Renamed first: if the main thread was faster it has its final name and is whole, else it never gets it.
+        gone = folder.with_name(folder.name[:-8] + secrets.token_hex(4))
+        with contextlib.suppress(OSError):
+            folder.rename(gone)
+            for _ in range(2):  # files that were open may still be filled
+                shutil.rmtree(gone, ignore_errors=True)
     os._exit(128 + number)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from jaxpost.core.errors import InputError
 from jaxpost.core.files import read_json
 from jaxpost.hub.model import load_tokenizer
 
@@ -34,11 +35,20 @@ def write_stop_ids(folder: Path, ids: Iterable[int]) -> None:
 
 
 def adapter_tokenizer(folder: Path, vocab_size: int) -> Any:
-    """The tokenizer that an adapter's folder holds, if it has one with a chat template that fits the base; else None.
+    """The tokenizer that an adapter's folder holds, if it has one with a chat template; else None.
 
-    An adapter that was trained with `--chat-template` is right with that template only.
+    An adapter that was trained with `--chat-template` is right with that template only. The template may lie beside
+    the tokenizer's settings or in them.
+
+    Raises:
+      InputError: it has more tokens than the base has rows.
     """
-    if not ((folder / "tokenizer.json").exists() and (folder / "chat_template.jinja").exists()):
+    tokenizer = load_tokenizer(folder) if (folder / "tokenizer.json").exists() else None
+    if tokenizer is None or not tokenizer.chat_template:
         return None
-    tokenizer = load_tokenizer(folder)
-    return tokenizer if max(tokenizer.get_vocab().values()) < vocab_size else None
+    if (top := max(tokenizer.get_vocab().values())) >= vocab_size:
+        raise InputError(
+            f"the tokenizer of an adapter must have ids below the base's {vocab_size} rows; got {top} in {folder}. "
+            "Use the base that it was trained on, or remove the tokenizer's files."
+        )
+    return tokenizer

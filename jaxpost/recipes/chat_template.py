@@ -38,8 +38,8 @@ def with_chat_template(model: Model, option: str, *, trains_rows: bool) -> Model
     new = give_template(tokenizer, template)
     if new and not trains_rows:
         raise InputError(
-            f"`--chat-template` must write tokens that the tokenizer of {model.folder} has, as an adapter does not "
-            f"train the rows of new ones; got {', '.join(new)}. Train with `--full`, or give a template without them."
+            f"`--chat-template` must write tokens that the tokenizer of {model.folder} has, as only `--full` "
+            f"trains the rows of new ones; got {', '.join(new)}. Train with `--full`, or give a template without them."
         )
     model = grow_vocabulary(model, sorted(tokenizer.convert_tokens_to_ids(new)))
     return dataclasses.replace(model, given_tokenizer=tokenizer)

@@ -23,7 +23,8 @@ from jaxpost.recipes.sft_setup import Setup, placed, prepare
 from jaxpost.train.programs import Program
 from jaxpost.train.step import accumulate
 
-BAR = 1e-6  # relative, float32: of the loss and, where rounding alone does not move it by more, of the gradient
+BAR = 1e-6  # relative, float32: of loss and gradient, where rounding alone does not move them by more
+CEILING = 1e-4  # over which what moves them is no rounding
 PLAIN, CONTROL = "plain: one row at a time", "control: embedding moved by one rounding"
 
 
@@ -52,7 +53,7 @@ class Deviation:
       gradient: ||g - g0|| / ||g0||, Euclidean norms over all that is trained.
       leaf: the largest ||g - g0|| / ||g0|| of a leaf alone; of a leaf with g0 = 0 the numerator over the whole norm.
       path: which leaf that is.
-      bar: that the gradient must keep, `BAR` or what rounding alone does.
+      bar: that both must keep, `BAR` or what rounding alone does.
     """
 
     name: str
@@ -65,8 +66,8 @@ class Deviation:
 
     @property
     def fits(self) -> bool:
-        """Whether the loss is within `BAR` and the gradient within `bar`; a NaN is not."""
-        return self.loss <= BAR and self.gradient <= self.bar
+        """Whether loss and gradient are within the bar; a NaN is not."""
+        return self.loss <= self.bar and self.gradient <= self.bar
 
 
 def compare(config: SftConfig, say: Callable[[str], None]) -> list[Deviation]:
@@ -114,7 +115,7 @@ def deviations(setup: Setup, chosen: Iterator[Layout], say: Callable[[str], None
         loss, gradient = _run(_moved(setup) if layout.moved else setup, layout)
         reference = reference or (loss, gradient)
         found = _deviation(layout, loss, gradient, *reference)
-        bar = max(BAR, found.gradient) if layout.moved else bar
+        bar = min(max(BAR, found.loss, found.gradient), CEILING) if layout.moved else bar
         yield dataclasses.replace(found, bar=bar)
 
 
@@ -124,7 +125,7 @@ def numerics_findings(found: list[Deviation]) -> list[Finding]:
     if not wrong:
         return []
     named = ", ".join(f"{d.name} (loss {d.loss:.1e}, gradient {d.gradient:.1e})" for d in wrong[:3])
-    detail = f"{len(wrong)} of {len(found) - 2} layouts over {wrong[0].bar:.1e}: {named}"
+    detail = f"{len(wrong)} of {len(found) - 1} layouts over {wrong[0].bar:.1e}: {named}"
     return [finding("numerics.deviation", detail=detail)]
 
 

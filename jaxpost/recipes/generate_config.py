@@ -33,7 +33,11 @@ class GenerateConfig:
     )
     temperature: float = option(0.0, "0 takes the likeliest token each time", range="[0, inf)")
     n: int = option(1, "completions of each prompt", range="[1, inf)")
-    seed: int = option(0, "with the prompt, all that a completion depends on", range="[0, 4294967295]")
+    seed: int = option(
+        0,
+        "with the prompt (and the day, where the template writes it), all that a completion depends on",
+        range="[0, 4294967295]",
+    )
     batch_size: int = option(16, "completions under way at a time", range="[1, inf)")
     dtype: Literal["auto", "float32", "bfloat16"] = option(
         "auto", "of computation and weights; auto is float32 on CPU, bfloat16 elsewhere"

@@ -93,6 +93,7 @@ def _run(config: SftConfig, lock: FolderLock) -> Path:
                 status=128 + stop.signal,
             )
         require_updates(state)
+        stop.answer = "the run is at its end and is being written"
         _finish(setup, state, milestones.counters, records)
     return config.output
 
@@ -153,7 +154,7 @@ def _train(
             counters=start.counters,
         )
         milestones.start(setup.state)
-        if milestones.patience_is_over:
+        if stop or milestones.patience_is_over:
             return setup.state, milestones
         state = train(
             setup.state,

@@ -83,7 +83,8 @@ def find_start(config: SftConfig) -> Start:
             "on with it by `--resume`, or choose another."
         )
     if not config.resume or not config.output.is_dir():
-        refuse_existing(config.output)
+        if not (config.output.is_dir() and _is_unused(config.output)):
+            refuse_existing(config.output)
         return Start()
     if not run_yaml.is_file():
         if not _is_unused(config.output):

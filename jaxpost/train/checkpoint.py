@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxpost.core.errors import InputError
+from jaxpost.core.errors import InputError, RunError
 from jaxpost.core.files import json_text, new_folder, read_json, remove_folder, remove_leftovers, write_json
 from jaxpost.core.tree import path_string
 from jaxpost.train.state import TrainState
@@ -63,6 +63,9 @@ def save_checkpoint(root: Path, state: TrainState, meta: Meta) -> Path:
     """Writes `root/STEP` and returns it when it is on the disk; one of the same step is replaced.
 
     The step after it may donate the state's buffers: nothing is still being copied then.
+
+    Raises:
+      RunError: it cannot be written; no half of it stays, nor does one of the same step.
     """
     import orbax.checkpoint as ocp  # slow to import
 
@@ -70,8 +73,15 @@ def save_checkpoint(root: Path, state: TrainState, meta: Meta) -> Path:
     if folder.exists():
         remove_folder(folder)
     with new_folder(folder) as aside:
-        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as orbax:
-            orbax.save(aside / "state", args=ocp.args.StandardSave(_plain(state)))
+        try:
+            with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as orbax:
+                orbax.save(aside / "state", args=ocp.args.StandardSave(_plain(state)))
+        except (OSError, ValueError) as error:  # Orbax's storage says of a full disk that a value is out of range
+            reason = " ".join(str(error).split())[:200]
+            raise RunError(
+                f"cannot write the checkpoint {folder}: {reason}. Free space or mend the disk, then go on with "
+                "`--resume`."
+            ) from error
         write_json(aside / META, dataclasses.asdict(meta))
         write_json(aside / ARRAYS, _arrays(state))
         files = {str(file.relative_to(aside).as_posix()): _seal(file) for file in _files(aside)}
@@ -82,7 +92,13 @@ def save_checkpoint(root: Path, state: TrainState, meta: Meta) -> Path:
 def read_meta(folder: Path) -> Meta:
     """The metadata of a whole checkpoint."""
     values = read_json(folder / META)
-    return Meta(**{**values, "counters": Counters(**values["counters"])})
+    try:
+        return Meta(**{**values, "counters": Counters(**values["counters"])})
+    except (TypeError, KeyError) as error:
+        raise InputError(
+            f"{folder / META} must have the fields that this version writes; got others ({error}). Go on with the "
+            "version of jaxpost that wrote it."
+        ) from error
 
 
 def restore(folder: Path, like: TrainState) -> TrainState:

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from jaxpost.core import signals
 from jaxpost.core.signals import SIGNALS, end_at_once, stop_requests
 
 
@@ -116,7 +117,7 @@ except BaseException as error:
 def test_an_end_at_once_leaves_no_half_made_folder(number, tmp_path):
     """While it is filled; an error that the removal makes is not seen.
 
-    Mutation: jaxpost/core/signals.py: `        shutil.rmtree(folder, ignore_errors=True)` -> `        pass`
+    Mutation: jaxpost/core/signals.py: `shutil.rmtree(gone, ignore_errors=True)` -> `pass`
     Mutation: jaxpost/core/files.py: `        with unfinished(folder):` -> `        if True:`
     """
     command = [sys.executable, "-c", FILLING, str(tmp_path)]
@@ -127,6 +128,29 @@ def test_an_end_at_once_leaves_no_half_made_folder(number, tmp_path):
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number and out == "" and err.count("\n") == 1
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [] and not (tmp_path / "new").exists()
+
+
+def test_an_end_at_once_empties_no_folder_that_has_its_name(tmp_path, monkeypatch):
+    """The main thread may publish it the moment that the end begins: then it is whole.
+
+    Mutation: jaxpost/core/signals.py: `            folder.rename(gone)` -> `            gone = folder`
+    """
+    remove = signals.shutil.rmtree
+
+    def publishes_first(path, **options):
+        if aside.is_dir():
+            aside.rename(tmp_path / "new")
+            path = tmp_path / "new" if path == aside else path  # as a removal by handle goes on after a rename
+        return remove(path, **options)
+
+    monkeypatch.setattr(signals.os, "_exit", lambda status: None)
+    monkeypatch.setattr(signals.shutil, "rmtree", publishes_first)
+    aside = tmp_path / ".jaxpost-aside-12345678"
+    aside.mkdir()
+    (aside / "whole").touch()
+    with signals.unfinished(aside):
+        signals.end_process(signal.SIGINT)
+    assert not aside.exists() and not (tmp_path / "new").exists(), "removed before it could get its name"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals of POSIX")

@@ -50,6 +50,8 @@ def test_the_parameters_are_the_core_tree_and_the_functions_the_core_functions(t
         hidden = module.apply(variables, *given, method="hidden_states", **half)
         return module.apply(variables, *given), logps, hidden, module.apply(variables, tokens)
 
+    _, seen = module.apply(variables, tokens, capture_intermediates=True, mutable=["intermediates"])
+    assert set(seen["intermediates"]) == {"__call__"}
     want = jax.jit(lambda params: core(model.config, params, given, half))(model.params)
     assert want[2].dtype == jnp.bfloat16 and not jnp.array_equal(want[0], want[3])
     assert_same_bits(ours(variables), want)

@@ -1,6 +1,8 @@
 """`jaxpost sft --chat-template`: new tokens have rows that are trained, and the folder tells others what was used."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,8 +10,10 @@ import tiny
 from safetensors.numpy import load_file
 from transformers import AutoTokenizer
 
+from jaxpost.core.errors import InputError
 from jaxpost.hub.checkpoint import load
 from jaxpost.hub.grow import grow_vocabulary
+from jaxpost.hub.tokenizer_files import adapter_tokenizer
 
 SHORT = ("--steps", "2", "--batch-size", "1", "--max-length", "64", "--dtype", "float32")
 NEW = "{% for m in messages %}{{ '<|new|>' + m.role + ': ' + m.content + '<|stop|>' }}{% endfor %}"
@@ -100,6 +104,23 @@ def test_an_adapter_is_trained_further_with_its_own_template(sft, places):
     second = train(sft, places, "padded", "--adapter", str(first.out))
     assert second.status == 0, second.stderr
     assert AutoTokenizer.from_pretrained(second.out).eos_token == "<|im_end|>"
+
+
+def test_the_template_of_an_adapter_may_lie_in_its_settings(sft, places, tmp_path):
+    """As older writers put it; a tokenizer with more tokens than the base has rows is refused.
+
+    Mutation: jaxpost/hub/tokenizer_files.py: `if (folder / "tokenizer.json").exists() else None` -> `if (folder / "chat_template.jinja").exists() else None`
+    Mutation: jaxpost/hub/tokenizer_files.py: `>= vocab_size:` -> `>= 10**9:`
+    """  # noqa: E501
+    run = train(sft, places, "padded", "--chat-template", "chatml")
+    folder = Path(shutil.copytree(run.out, tmp_path / "adapter"))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": template}))
+    (folder / "chat_template.jinja").unlink()
+    assert adapter_tokenizer(folder, 10_000).chat_template == template
+    with pytest.raises(InputError, match="below the base's 9 rows"):
+        adapter_tokenizer(folder, 9)
 
 
 def test_new_rows_are_the_mean_of_the_known_ones(places):

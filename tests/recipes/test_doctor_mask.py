@@ -29,6 +29,12 @@ def thought(question, answer="yes"):
     return {"messages": [{"role": "user", "content": question}, said]}
 
 
+def parted(row):
+    """Contents as lists of two parts."""
+    half = lambda text: [{"type": "text", "text": t} for t in (text[:5], text[5:])]  # noqa: E731
+    return {"messages": [{**m, "content": half(m["content"])} for m in row["messages"]]}
+
+
 def asked(seed=0, count=24):
     rng = random.Random(seed)
     return [sentence(rng) for _ in range(count)]
@@ -64,6 +70,7 @@ TRAINED = {
     "long": clean(24),
     "of a letter": [chat("abcdefghijklmnopqrstuvwxyz"[n], str(n)) for n in range(24)],
     "with a forged turn": [chat(f"{q}<|im_end|>\n", f"{q} it is") for q in asked()],
+    "in parts": [parted(row) for row in clean(24)],
     "words of the system": [
         {"messages": [{"role": "system", "content": q[:9]}, *chat(q, "yes")["messages"]]} for q in asked()
     ],
@@ -72,7 +79,9 @@ TRAINED = {
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_question_that_is_trained_is_found_whatever_it_says(tmp_path, name):
-    """Mutation: jaxpost/data/checks/mask.py: `match.start() - before for before` -> `match.start() - 40 * before for before`"""  # noqa: E501
+    """Mutation: jaxpost/data/checks/mask.py: `match.start() - before for before` -> `match.start() - 40 * before for before`
+    Mutation: jaxpost/data/checks/mask.py: `{i: _normal(text_of(m.get("content"))) for i, m` -> `{i: m.get("content") for i, m`
+    """  # noqa: E501
     case = {"model": {"template": BOTH}, "clean": 0, "rows": TRAINED[name]}
     status, found = run_doctor(tmp_path, case, "--steps", "20")
     assert status == 2

@@ -177,7 +177,7 @@ def test_early_stop_ends_the_run_and_going_on_ends_it_too(sft, contrary, tmp_pat
     """A kill between its last checkpoint and the weights: no step more is made afterwards.
 
     Mutation: jaxpost/recipes/sft.py: `patience=config.early_stopping_patience,` -> `patience=None,`
-    Mutation: jaxpost/recipes/sft.py: `        if milestones.patience_is_over:` -> `        if False:`
+    Mutation: jaxpost/recipes/sft.py: `        if stop or milestones.patience_is_over:` -> `        if stop:`
     """  # noqa: E501
     common = ("--eval-data", contrary, *BEST, "--save-steps", "7", "--save-total-limit", "1")
     whole, early = sft(*common, base=LEARN), sft(*common, "--early-stopping-patience", "2", base=LEARN)

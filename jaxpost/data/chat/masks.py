@@ -28,6 +28,7 @@ def encode_chats(chat: Chat, rows: Sequence[ChatRow]) -> list[Tokenised | None]:
     """Encode conversations; None for a row without an assistant turn to train.
 
     The ids are those of `tokenizer.apply_chat_template(messages)`: no special token is added to the template's text.
+    Lists of text parts are joined first, where the template takes strings.
     Text of a message that spells a control token is encoded as text.
 
     Raises:

@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import functools
 import json
+import logging
 import os.path
 import re
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from jaxpost.core.errors import InputError
 from jaxpost.data.rows import ChatRow
 
 SENTINEL = "jaxpost"
+log = logging.getLogger(__name__)
 _CLOCK = re.compile(r"""strftime_now\(\s*(?P<quote>['"])(?P<format>[^'"\\]*)(?P=quote)\s*\)""")
 
 
@@ -121,7 +123,13 @@ def has_generation_tags(template: str, folder: str) -> bool:
 def _at_day(template: str, date: str) -> str:
     """The template with another clock: the renderer takes no function, so the calls of its own are written out."""
     day = datetime.datetime.fromisoformat(date)
-    return _CLOCK.sub(lambda call: json.dumps(day.strftime(call["format"]), ensure_ascii=False), template)
+    told = _CLOCK.sub(lambda call: json.dumps(day.strftime(call["format"]), ensure_ascii=False), template)
+    if "strftime_now(" in told:
+        log.warning(
+            "the chat template asks for the day by a call of strftime_now that is not of one text: there it writes "
+            "today, so a run that goes on another day has other data."
+        )
+    return told
 
 
 def asks_for_the_day(tokenizer: Any) -> bool:

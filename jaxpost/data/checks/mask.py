@@ -16,6 +16,7 @@ from jaxpost.data.chat.turns import turns_of
 from jaxpost.data.checks.context import Context
 from jaxpost.data.checks.findings import Observed
 from jaxpost.data.examples import Tokenised
+from jaxpost.data.messages import text_of
 from jaxpost.data.rows import ChatRow, CompletionRow, Row, TextRow
 
 LEAST_CHARACTERS = 8  # of a prompt that is looked for among the trained tokens: a word may stand in both
@@ -38,8 +39,7 @@ def check_mask(context: Context, observed: Observed, row: Row, tokens: Tokenised
 
 
 def _answers(row: ChatRow) -> list[str]:
-    contents = [row.messages[turn].get("content") for turn in turns_of(row)]
-    return [_normal(content) for content in contents if isinstance(content, str)]
+    return [_normal(text_of(row.messages[turn].get("content"))) for turn in turns_of(row)]
 
 
 def _normal(text: str) -> str:
@@ -62,15 +62,15 @@ def _question_is_trained(context: Context, row: ChatRow, tokens: Tokenised, said
     whose words are there the place in the rendered text is found.
     """
     turns = set(turns_of(row))
-    contents = {i: m.get("content") for i, m in enumerate(row.messages) if i not in turns}
-    likely = [i for i, text in contents.items() if isinstance(text, str) and text.strip() and _normal(text) in said]
+    contents = {i: _normal(text_of(m.get("content"))) for i, m in enumerate(row.messages) if i not in turns}
+    likely = [i for i, text in contents.items() if text and text in said]
     return bool(likely) and bool(tokens.trained[_middles(context, row, likely)].any())
 
 
 def _middles(context: Context, row: ChatRow, messages: Sequence[int]) -> np.ndarray:
-    """The tokens in the middle of the contents of `messages`, which are strings.
+    """The tokens in the middle of the contents of `messages`.
 
-    None where the template renders the row in another way when a character is put there, so that no place is known.
+    No tokens where the template renders the row in another way when a character is put there: no place is known.
     """
     ready = prepare(context.chat, row)
     text = render(context.tokenizer, ready.template, ready.row).text
@@ -91,5 +91,10 @@ def _middles(context: Context, row: ChatRow, messages: Sequence[int]) -> np.ndar
 def _pinned(message: Mapping[str, Any], pin: str) -> dict[str, Any]:
     """The message with a character in the middle of its content, where no template trims or looks."""
     content = message["content"]
+    if isinstance(content, list):
+        longest = max(range(len(content)), key=lambda index: len(content[index]["text"].strip()))
+        part = {**content[longest], "content": content[longest]["text"]}
+        pinned = {**content[longest], "text": _pinned(part, pin)["content"]}
+        return {**message, "content": [*content[:longest], pinned, *content[longest + 1 :]]}
     middle = len(content) - len(content.lstrip()) + len(content.strip()) // 2
     return {**message, "content": content[:middle] + pin + content[middle:]}
