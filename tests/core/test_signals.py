@@ -137,14 +137,15 @@ def test_an_end_at_once_empties_no_folder_that_has_its_name(tmp_path, monkeypatc
     """
     remove = signals.shutil.rmtree
 
-    def publishes_first(path, **options):
-        if aside.is_dir():
-            aside.rename(tmp_path / "new")
-            path = tmp_path / "new" if path == aside else path  # as a removal by handle goes on after a rename
-        return remove(path, **options)
+    def published_meanwhile(path, **options):
+        """A removal goes by the folder's handle: it empties what has another name by then."""
+        if not aside.is_dir():
+            return remove(path, **options)
+        for item in aside.rename(tmp_path / "new").iterdir():
+            item.unlink()
 
     monkeypatch.setattr(signals.os, "_exit", lambda status: None)
-    monkeypatch.setattr(signals.shutil, "rmtree", publishes_first)
+    monkeypatch.setattr(signals.shutil, "rmtree", published_meanwhile)
     aside = tmp_path / ".jaxpost-aside-12345678"
     aside.mkdir()
     (aside / "whole").touch()
