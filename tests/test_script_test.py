@@ -70,3 +70,31 @@ def test_a_failing_phase_fails_the_run(capfd):
     phases.run("good", [sys.executable, "-c", "pass"])
     assert phases.close() == 1
     assert "FAILED" in capfd.readouterr().out
+
+
+PRINTED = """import sys
+print("worker 'gw1' crashed while running 'tests/test_a.py::test_b[c d]'")
+print("FAILED ../tests/test_a.py::test_b[c d]")
+print(sys.argv[2:])
+sys.exit(int(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("other", "second", "fails"), [("", 0, 0), ("", 1, 1), ("FAILED tests/test_x.py::test_y", 0, 1)]
+)
+def test_what_crashed_its_worker_is_run_again_once_and_nothing_else(script, capfd, other, second, fails):
+    phases, seen = script.Phases(), []
+
+    def again(tests):
+        seen.append(tests)
+        return [
+            sys.executable,
+            "-c",
+            f"import os, sys; print(os.environ['JAX_ENABLE_COMPILATION_CACHE']); sys.exit({second})",
+        ]
+
+    phases.run("unit", [sys.executable, "-c", f"print({other!r})\n{PRINTED}", "1"], again=again)
+    assert phases.close() == fails
+    assert seen == ([] if other else [["tests/test_a.py::test_b[c d]"]])
+    assert ("false" in capfd.readouterr().out) == (not other)
