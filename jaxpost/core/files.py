@@ -5,6 +5,7 @@ leaves the old state or the new one. The hidden names are `.jaxpost-aside-` and 
 nobody else's files have them, so what a crash left can be told and removed.
 """
 
+import functools
 import json
 import os
 import re
@@ -89,11 +90,13 @@ def remove_leftovers(folder: str | Path) -> None:
 
 
 def remove_folder(folder: str | Path) -> None:
-    """Removes a folder that is hidden before it is emptied: a crash in between leaves no half under its name."""
+    """Removes a folder that is hidden before it is emptied: a crash in between leaves no half under its name, and
+    whoever is about to rename it either was faster, with all that is in it (then OSError), or cannot any more."""
     folder = Path(folder)
     hidden = folder.with_name(_ASIDE + secrets.token_hex(4))
     folder.rename(hidden)
-    shutil.rmtree(hidden, ignore_errors=True)
+    for _ in range(2):  # another thread may still fill files that it has open
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def refuse_existing(path: str | Path, name: str = "--output") -> None:
@@ -162,7 +165,7 @@ def _aside_in(parent: Path) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(dir=parent, prefix=_ASIDE))
     try:
         os.chmod(folder, 0o777 & ~_umask())
-        with unfinished(folder):
+        with unfinished(functools.partial(remove_folder, folder)):
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,19 +16,7 @@ BLINK = 0.1  # seconds between two drawings of the bar, or the terminal would be
 Report = Callable[[int, float, float], None]
 
 
-class Standing(NamedTuple):
-    """Where a run stands; each field in the words of both forms."""
-
-    step: int
-    loss: str
-    rate: str
-    left: str
-
-    def __str__(self) -> str:
-        return f"{self.loss}  {self.rate}  {self.left}"
-
-
-Show = Callable[[Standing], None]
+Show = Callable[[int, str], None]  # a step, and loss, speed and time left in words
 
 
 @contextmanager
@@ -43,14 +31,14 @@ def progress(total_steps: int, *, start: int = 0, label: str = "") -> Iterator[R
     """
     started = time.monotonic()
 
-    def standing(step: int, loss: float, tokens_per_s: float) -> Standing:
+    def standing(step: int, loss: float, tokens_per_s: float) -> str:
         done = max(step - start, 1)
         left = timedelta(seconds=round((time.monotonic() - started) / done * (total_steps - step)))
-        return Standing(step, f"loss {loss:.4f}", f"{tokens_per_s:,.0f} tokens/s", f"{left} left")
+        return f"loss {loss:.4f}  {tokens_per_s:,.0f} tokens/s  {left} left"
 
     name = f"{label} " if label else ""
     with _shown(name, total_steps, start) as show:
-        yield lambda step, loss, tokens_per_s: show(standing(step, loss, tokens_per_s))
+        yield lambda step, loss, tokens_per_s: show(step, standing(step, loss, tokens_per_s))
 
 
 @contextmanager
@@ -69,12 +57,12 @@ def _shown(name: str, total_steps: int, start: int) -> Iterator[Show]:
 def _plain(name: str, total_steps: int, start: int) -> Show:
     last = -SECONDS
 
-    def show(standing: Standing) -> None:
+    def show(step: int, standing: str) -> None:
         nonlocal last
         now = time.monotonic()
-        if standing.step in (start + 1, total_steps) or now - last >= SECONDS:
+        if step in (start + 1, total_steps) or now - last >= SECONDS:
             last = now
-            print(f"{name}step {standing.step}/{total_steps}  {standing}", file=sys.stderr, flush=True)
+            print(f"{name}step {step}/{total_steps}  {standing}", file=sys.stderr, flush=True)
 
     return show
 
@@ -86,9 +74,9 @@ def live(console: "Console", name: str, total_steps: int, start: int) -> Iterato
     from rich.table import Column
 
     longest = len(f"{name}step {total_steps}/{total_steps}")
-    step = Column(no_wrap=True, min_width=longest)  # never cut, however narrow the terminal is
+    whole = Column(no_wrap=True, min_width=longest)  # never cut, however narrow the terminal is
     columns = (
-        TextColumn("{task.description}step {task.completed:.0f}/{task.total:.0f}", markup=False, table_column=step),
+        TextColumn("{task.description}step {task.completed:.0f}/{task.total:.0f}", markup=False, table_column=whole),
         BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=4)),
         TextColumn("{task.fields[standing]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
     )
@@ -96,11 +84,11 @@ def live(console: "Console", name: str, total_steps: int, start: int) -> Iterato
     with Progress(*columns, console=console, redirect_stdout=False, expand=True, auto_refresh=False) as bars:
         bar = bars.add_task(name, total=total_steps, completed=start, standing="")
 
-        def show(standing: Standing) -> None:
+        def show(step: int, standing: str) -> None:
             nonlocal last
             now = time.monotonic()
             due = now - last >= BLINK
             last = now if due else last
-            bars.update(bar, completed=standing.step, standing=str(standing), refresh=due)
+            bars.update(bar, completed=step, standing=standing, refresh=due)
 
         yield show

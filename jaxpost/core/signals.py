@@ -6,19 +6,16 @@ that they raise inside a compilation can crash the process or be lost.
 
 import contextlib
 import os
-import secrets
-import shutil
 import signal
 import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
-UNFINISHED: set[Path] = set()  # folders, see `unfinished`; the last eight characters of their names are random
+UNFINISHED: set[Callable[[], None]] = set()  # see `unfinished`
 SHOW_CURSOR = "\x1b[?25h"  # a live line hides it
 
 
@@ -57,13 +54,13 @@ def end_at_once() -> Iterator[None]:
 
 
 @contextmanager
-def unfinished(folder: Path) -> Iterator[None]:
-    """A signal that ends the process while the block runs removes `folder`."""
-    UNFINISHED.add(folder)
+def unfinished(remove: Callable[[], None]) -> Iterator[None]:
+    """A signal that ends the process while the block runs calls `remove` before; an OSError of it is passed over."""
+    UNFINISHED.add(remove)
     try:
         yield
     finally:
-        UNFINISHED.discard(folder)
+        UNFINISHED.discard(remove)
 
 
 @contextmanager
@@ -83,13 +80,9 @@ def end_process(number: signal.Signals) -> None:
         stderr = sys.__stderr__.fileno() if sys.__stderr__ else 2
         shown = f"{SHOW_CURSOR}\n" if os.isatty(stderr) else ""
         os.write(stderr, f"{shown}jaxpost: {WORDS[number]}\n".encode())
-    for folder in [*UNFINISHED]:
-        # Renamed first: if the main thread was faster it has its final name and is whole, else it never gets it.
-        gone = folder.with_name(folder.name[:-8] + secrets.token_hex(4))
+    for remove in [*UNFINISHED]:
         with contextlib.suppress(OSError):
-            folder.rename(gone)
-            for _ in range(2):  # files that were open may still be filled
-                shutil.rmtree(gone, ignore_errors=True)
+            remove()
     os._exit(128 + number)
 
 

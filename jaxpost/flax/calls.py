@@ -11,7 +11,7 @@ from jaxpost import objectives
 from jaxpost.models import decoder
 
 
-def logits(
+def __call__(  # Flax calls intermediates by a method's own name
     self: Any,
     tokens: Int[Array, " B T"],
     segment_ids: Int[Array, " B T"] | None = None,

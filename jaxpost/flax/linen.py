@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from flax import linen as nn
-from jaxtyping import Array, Float, Int
 
 from jaxpost.core.errors import InputError
 from jaxpost.flax import calls
@@ -39,15 +38,7 @@ class LinenModel(nn.Module):
             for name, part in random_params(self.make_rng("params"), self.config).items():
                 self.param(name, lambda _, part=part: part)
 
-    def __call__(  # written out, as Flax calls intermediates by a method's own name
-        self,
-        tokens: Int[Array, " B T"],
-        segment_ids: Int[Array, " B T"] | None = None,
-        positions: Int[Array, " B T"] | None = None,
-    ) -> Float[Array, " B T V"]:
-        """Logits in float32: `jaxpost.forward`. For training, `token_logprobs` needs far less memory."""
-        return calls.logits(self, tokens, segment_ids, positions)
-
+    __call__ = calls.__call__
     hidden_states = calls.hidden_states
     token_logprobs = calls.token_logprobs
 

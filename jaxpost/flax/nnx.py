@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
 
 from jaxpost.core.errors import InputError
 from jaxpost.core.tree import path_string
@@ -60,15 +59,7 @@ class NNXModel(nnx.Module):
         is_variable = lambda x: isinstance(x, nnx.Variable)  # noqa: E731
         return {name: jax.tree.map(value, getattr(self, name), is_leaf=is_variable) for name in self.parts}
 
-    def __call__(  # written out, as Flax calls intermediates by a method's own name
-        self,
-        tokens: Int[Array, " B T"],
-        segment_ids: Int[Array, " B T"] | None = None,
-        positions: Int[Array, " B T"] | None = None,
-    ) -> Float[Array, " B T V"]:
-        """Logits in float32: `jaxpost.forward`. For training, `token_logprobs` needs far less memory."""
-        return calls.logits(self, tokens, segment_ids, positions)
-
+    __call__ = calls.__call__
     hidden_states = calls.hidden_states
     token_logprobs = calls.token_logprobs
 

@@ -1,6 +1,5 @@
 """`jaxpost export`: base and adapter in, merged Hugging Face checkpoint out, every adapter tensor accounted for."""
 
-import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,10 +18,10 @@ from jaxpost.hub.checkpoint import load
 from jaxpost.hub.model import Model
 from jaxpost.hub.peft import load_adapter
 from jaxpost.hub.save import write
-from jaxpost.hub.tokenizer_files import adapter_tokenizer
 from jaxpost.hub.verify import changed_tensors, check_written
 from jaxpost.models.config import ModelConfig
 from jaxpost.models.decoder import forward
+from jaxpost.recipes.chat_template import with_tokenizer
 from jaxpost.stages import hf_names
 
 ABOUT = "Merge an adapter into its base: a Hugging Face checkpoint that needs no adapter."
@@ -76,7 +75,7 @@ def export(config: ExportConfig) -> tuple[list[Change], float]:
     """
     refuse_existing(config.output)
     model = load(config.model)
-    model = dataclasses.replace(model, given_tokenizer=adapter_tokenizer(config.adapter, model.config.vocab_size))
+    model = with_tokenizer(model, config.adapter, None, trains_rows=False)
     adapters = load_adapter(config.adapter, model)
     changes = account(model, adapters)
     dtype = None if config.dtype == "checkpoint" else config.dtype

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from jaxpost.core import progress as module
-from jaxpost.core.progress import Standing, live, progress
+from jaxpost.core.progress import live, progress
 
 THREE = """
 import sys
@@ -59,7 +59,7 @@ def screen(clock, width, steps, start=0, seconds_per_step=1.0, said=None):
     with live(console, "sft ", start + steps, start) as show:
         for step in range(start + 1, start + steps + 1):
             clock[0] += seconds_per_step
-            show(Standing(step, f"loss {1 / step:.4f}", "1,234 tokens/s", "0:00:09 left"))
+            show(step, f"loss {1 / step:.4f}  1,234 tokens/s  0:00:09 left")
             if step == said:
                 console.print("an evaluation")
     plain = re.sub("\x1b\\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
@@ -67,8 +67,8 @@ def screen(clock, width, steps, start=0, seconds_per_step=1.0, said=None):
 
 
 def test_a_terminal_shows_a_bar_with_step_loss_speed_and_time_left(clock):
-    """Mutation: jaxpost/core/progress.py: `completed=standing.step, standing=str(standing)` -> `standing=str(standing)`
-    Mutation: jaxpost/core/progress.py: `completed=standing.step, standing=str(standing)` -> `completed=standing.step`
+    """Mutation: jaxpost/core/progress.py: `completed=step, standing=standing` -> `standing=standing`
+    Mutation: jaxpost/core/progress.py: `completed=step, standing=standing` -> `completed=step`
     """
     drawn = screen(clock, 100, steps=4)
     steps = [int(line.split("/")[0].removeprefix("sft step ")) for line in drawn]

@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM: a request first, an end at once the second time."""
 
+import functools
 import io
 import os
 import signal
@@ -10,7 +11,7 @@ import time
 
 import pytest
 
-from jaxpost.core import signals
+from jaxpost.core import files, signals
 from jaxpost.core.signals import SIGNALS, end_at_once, stop_requests
 
 
@@ -117,8 +118,8 @@ except BaseException as error:
 def test_an_end_at_once_leaves_no_half_made_folder(number, tmp_path):
     """While it is filled; an error that the removal makes is not seen.
 
-    Mutation: jaxpost/core/signals.py: `shutil.rmtree(gone, ignore_errors=True)` -> `pass`
-    Mutation: jaxpost/core/files.py: `        with unfinished(folder):` -> `        if True:`
+    Mutation: jaxpost/core/files.py: `        shutil.rmtree(hidden, ignore_errors=True)` -> `        pass`
+    Mutation: jaxpost/core/files.py: `with unfinished(functools.partial(remove_folder, folder)):` -> `if True:`
     """
     command = [sys.executable, "-c", FILLING, str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -133,9 +134,9 @@ def test_an_end_at_once_leaves_no_half_made_folder(number, tmp_path):
 def test_an_end_at_once_empties_no_folder_that_has_its_name(tmp_path, monkeypatch):
     """The main thread may publish it the moment that the end begins: then it is whole.
 
-    Mutation: jaxpost/core/signals.py: `            folder.rename(gone)` -> `            gone = folder`
+    Mutation: jaxpost/core/files.py: `    folder.rename(hidden)` -> `    hidden = folder`
     """
-    remove = signals.shutil.rmtree
+    remove = files.shutil.rmtree
 
     def published_meanwhile(path, **options):
         """A removal goes by the folder's handle: it empties what has another name by then."""
@@ -145,11 +146,11 @@ def test_an_end_at_once_empties_no_folder_that_has_its_name(tmp_path, monkeypatc
             item.unlink()
 
     monkeypatch.setattr(signals.os, "_exit", lambda status: None)
-    monkeypatch.setattr(signals.shutil, "rmtree", published_meanwhile)
+    monkeypatch.setattr(files.shutil, "rmtree", published_meanwhile)
     aside = tmp_path / ".jaxpost-aside-12345678"
     aside.mkdir()
     (aside / "whole").touch()
-    with signals.unfinished(aside):
+    with signals.unfinished(functools.partial(files.remove_folder, aside)):
         signals.end_process(signal.SIGINT)
     assert not aside.exists() and not (tmp_path / "new").exists(), "removed before it could get its name"
 

@@ -39,7 +39,7 @@ def bound_model(tmp_path, family="gemma2", **options):
 def test_the_functions_are_the_core_functions(tmp_path, family):
     """Every method gives the core's numbers, bit for bit, and the view holds the model's own arrays.
 
-    Mutation: jaxpost/flax/nnx.py: `token_logprobs = calls.token_logprobs` -> `token_logprobs = calls.logits`
+    Mutation: jaxpost/flax/nnx.py: `token_logprobs = calls.token_logprobs` -> `token_logprobs = calls.hidden_states`
     """  # noqa: E501
     model = jaxpost.load(tiny.make(tmp_path, family, seed=1, num_hidden_layers=2))
     view = to_nnx(model)

@@ -85,7 +85,7 @@ def test_an_adapter_refuses_tokens_whose_rows_it_does_not_train(sft, places):
 
 
 def test_an_exported_adapter_has_the_template_that_it_was_trained_with(sft, places, tmp_path):
-    """Mutation: jaxpost/recipes/export.py: `adapter_tokenizer(config.adapter, model.config.vocab_size)` -> `None`"""
+    """Mutation: jaxpost/recipes/export.py: `config.adapter, None` -> `None, None`"""
     from jaxpost.cli import main
 
     run = train(sft, places, "padded", "--chat-template", "chatml")
