@@ -14,6 +14,7 @@ config = load_config(SftConfig, ["--config", "run.yaml", "--lora.rank", "8"], co
 """
 
 import dataclasses
+import datetime
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING
@@ -84,7 +85,7 @@ def plain_config(value: Any) -> Any:
         return {field.name: plain_config(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, tuple):
         return [plain_config(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
+    return str(value) if isinstance(value, Path | datetime.date) else value
 
 
 def _build(cls: type[Config], values: Mapping[str, Any], prefix: str = "", defaults: Any = None) -> Config:

@@ -1,5 +1,6 @@
 """The text of `--help`: every option with its type, meaning, unit and default, a section after another."""
 
+import datetime
 import itertools
 import textwrap
 import typing
@@ -53,7 +54,7 @@ def _value_name(option: Option) -> str:
     member = next(member for member in union_members(option.annotation) if member is not NoneType)
     if typing.get_origin(member) is Literal:
         return " {" + ",".join(map(str, typing.get_args(member))) + "}"
-    return " " + {int: "INT", float: "NUMBER", Path: "PATH"}.get(member, "TEXT")
+    return " " + {int: "INT", float: "NUMBER", Path: "PATH", datetime.date: "YYYY-MM-DD"}.get(member, "TEXT")
 
 
 def _meaning(option: Option) -> str:

@@ -1,5 +1,6 @@
 """One text to one plain value; a text that is not of the type raises ValueError."""
 
+import datetime
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -46,5 +47,6 @@ SCALARS: dict[Any, tuple[str, Callable[[str], Any]]] = {
     bool: ("true or false", _boolean),
     str: ("a text", str),
     Path: ("a path", _path),
+    datetime.date: ("a day (YYYY-MM-DD)", datetime.date.fromisoformat),
     NoneType: ("none", str),
 }

@@ -32,7 +32,7 @@ def convert(raw: Raw, annotation: Any, name: str, interval: str = "") -> Any:
 
     Args:
       raw: one text, or a list of them for a tuple (a single text is split at its commas there).
-      annotation: int, float, bool, str, Path, Literal[...], tuple[X, ...] or a union of these, None among them.
+      annotation: int, float, bool, str, Path, date, Literal[...], tuple[X, ...] or a union of these, None among them.
       name: the option as the user spells it, for messages.   interval: numbers must lie in it, "[0, 1)".
 
     Raises:

@@ -34,7 +34,7 @@ def prepare_data(
       RunError: the tokenised data cannot be written.
     """
     sources = open_sources(data)
-    options = dataclasses.replace(options, date=options.date or datetime.date.today().isoformat())
+    options = dataclasses.replace(options, date=options.date or datetime.date.today())
     parts = [_kept(tokenizer, source, options) for source in sources]
     tally = Tally()
     for part in parts:
@@ -53,7 +53,7 @@ def prepare_data(
 
 def _kept(tokenizer: Any, source: Source, options: EncodeOptions) -> Kept:
     asked = {**dataclasses.asdict(options), "stop_ids": sorted(options.stop_ids)}
-    asked["date"] = options.date if asks_for_the_day(tokenizer) else None
+    asked["date"] = str(options.date) if asks_for_the_day(tokenizer) else None
     key = key_of(tokenizer, data=source.digest(), name=source.name.text, options=asked)
 
     def examples(tally: Tally) -> Iterator[Example]:

@@ -1,6 +1,7 @@
 """Rows -> examples: tokenised, with the trained tokens marked, cut or dropped to `max_length`, everything counted."""
 
 import dataclasses
+import datetime
 import hashlib
 import itertools
 import json
@@ -35,7 +36,7 @@ class EncodeOptions:
       skip_bad_rows: leave out and count a row that cannot be read, or that the template cannot train, instead of
         raising. A row over `max_length` and an id over the vocabulary raise as before: they tell of the options and of
         the checkpoint.
-      date: the day that templates are told which ask for it, YYYY-MM-DD; None is today.
+      date: the day that templates are told which ask for it; None is today.
     """
 
     max_length: int
@@ -44,7 +45,7 @@ class EncodeOptions:
     stop_ids: Collection[int] = ()
     last_only: bool = False
     skip_bad_rows: bool = False
-    date: str | None = None
+    date: datetime.date | None = None
 
     def __post_init__(self):
         if self.max_length < 2:
@@ -99,7 +100,7 @@ def encode_stream(
         yield example
 
 
-def at_day(rows: Iterable[R], date: str | None) -> Iterator[R]:
+def at_day(rows: Iterable[R], date: datetime.date | None) -> Iterator[R]:
     """Rows whose templates are told that day, where they ask for it."""
     return (dataclasses.replace(row, date=date) if isinstance(row, ChatRow) else row for row in rows)
 

@@ -5,6 +5,7 @@ but no EOS, messages get the generation prompt that training counts as supplied.
 """
 
 import dataclasses
+import datetime
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -47,13 +48,15 @@ class EncodedPrompt:
 
 
 class PromptEncoder:
-    """Encodes prompts with one tokenizer; `stop_ids` are those of config.json and generation_config.json."""
+    """Encodes prompts with one tokenizer."""
 
-    def __init__(self, tokenizer: Any, stop_ids: frozenset[int]) -> None:
+    def __init__(self, tokenizer: Any, stop_ids: frozenset[int], date: datetime.date | None = None) -> None:
+        """`stop_ids`: those of config.json and generation_config.json; `date`: see `encode_prompt`."""
         self._plain = Plain(tokenizer=tokenizer)
         self._chat = Chat(tokenizer=tokenizer, stop_ids=stop_ids)
         eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         self._stop_ids = stop_ids.union(eos)
+        self._date = date
 
     def encode(self, prompt: Prompt) -> EncodedPrompt:
         """Ids of a prompt, never empty.
@@ -72,7 +75,7 @@ class PromptEncoder:
 
     def _messages(self, prompt: Prompt) -> EncodedPrompt:
         asked = (prompt.content, prompt.tools, prompt.template_kwargs)
-        ids = encode_prompt(self._chat, *asked, where=prompt.where)  # pyright: ignore[reportArgumentType]
+        ids = encode_prompt(self._chat, *asked, where=prompt.where, date=self._date)  # pyright: ignore[reportArgumentType]
         return EncodedPrompt(ids=tuple(ids), stop_ids=stop_tokens(self._chat, *asked[1:]))
 
 

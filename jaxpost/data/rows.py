@@ -10,6 +10,7 @@ through a chat template:
 """
 
 import dataclasses
+import datetime
 import json
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -47,7 +48,7 @@ class ChatRow:
     """A conversation. Assistant turns from message `trained_from` (0-based) on are trained.
 
     A `prompt` + `completion` row of message lists is the joined conversation with `trained_from = len(prompt)`.
-    `date` is the day that a template is told which asks for it, YYYY-MM-DD; None is today.
+    `date` is the day that a template is told which asks for it; None is today.
     """
 
     source: int
@@ -56,7 +57,7 @@ class ChatRow:
     trained_from: int = 0
     tools: list[Any] | None = None
     template_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    date: str | None = None
+    date: datetime.date | None = None
 
 
 Row = TextRow | CompletionRow | ChatRow

@@ -1,6 +1,7 @@
 """`jaxpost doctor`: data, tokenizer, template, masks and options looked at before a run. Reads top to bottom."""
 
 import dataclasses
+import datetime
 import sys
 from collections.abc import Sequence
 
@@ -80,7 +81,7 @@ def described(config: SftConfig) -> Model:
     return with_tokenizer(model, config.adapter, config.chat_template, trains_rows=config.full)
 
 
-def context_of(model: Model, max_length: int, date: str | None = None) -> Context:
+def context_of(model: Model, max_length: int, date: datetime.date | None = None) -> Context:
     """What rows are checked against."""
     chat = Chat(tokenizer=model.tokenizer, stop_ids=model.stop_ids)
     return Context(

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console, RenderableType
@@ -10,6 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from jaxpost.core.config import plain_config
 from jaxpost.data.checks.findings import Finding
 from jaxpost.data.checks.inspection import Inspected
 from jaxpost.data.checks.survey import Survey, chosen_rows, pieces
@@ -40,22 +40,13 @@ class Report:
 
     def as_json(self, resolved: Any) -> dict[str, Any]:
         """The report for machines; `options` are `resolved`, with the defaults filled in."""
-        options = {name: _plain(value) for name, value in dataclasses.asdict(resolved).items()}
         return {
             "errors": sum(found.severity == "error" for found in self.findings),
             "findings": [dataclasses.asdict(found) | {"text": found.text} for found in self.findings],
             "numbers": dataclasses.asdict(self.numbers) if self.numbers else None,
             "numerics": [dataclasses.asdict(d) | {"fits": d.fits} for d in self.numerics],
-            "options": options,
+            "options": plain_config(resolved),
         }
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
 
 
 def print_report(report: Report, tokenizer: Any, file: Any) -> None:

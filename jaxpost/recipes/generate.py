@@ -109,7 +109,7 @@ def _generator(config: GenerateConfig) -> Generator:
     if config.adapter is not None:
         params = bind(params, load_adapter(config.adapter, model))
     model = with_tokenizer(model, config.adapter, config.chat_template, trains_rows=False)
-    return Generator(model, params=params)
+    return Generator(model, params=params, date=config.date)
 
 
 def _show(completions: Sequence[Completion], n: int) -> None:

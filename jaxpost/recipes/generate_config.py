@@ -1,6 +1,7 @@
 """The options of `jaxpost generate`: names, defaults and meaning, here and nowhere else."""
 
 import dataclasses
+import datetime
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,6 +23,9 @@ class GenerateConfig:
         "last user turn; repeatable",
     )
     chat_template: str | None = option(None, "chatml, or a Jinja file: in place of the tokenizer's own template")
+    date: datetime.date | None = option(
+        None, "day for chat templates that write one (Llama 3.2); none is today; an adapter's run.yaml has its own"
+    )
     chat: bool = option(False, "talk in the terminal; messages go through the chat template")
     output: Path | None = option(None, "new JSONL file, one line a completion; none prints them")
     max_new_tokens: int = option(256, "of a completion", unit="tokens", range="[1, inf)")
@@ -55,6 +59,10 @@ def check(config: GenerateConfig) -> None:
         raise InputError(f"one of `--prompt`, `--data` and `--chat` must be given; got {got}. Choose one.")
     if config.temperature == float("inf"):
         raise InputError("`--temperature` must be a finite number; got inf. Choose one such as 1.")
+    if config.prompt and config.date is not None:
+        raise InputError(
+            f"`--date` must not be given with `--prompt`, whose text has no template; got {config.date}. Drop it."
+        )
     defaults = {field.name: field.default for field in dataclasses.fields(GenerateConfig)}
     if config.chat and (ignored := [name for name in UNUSED_IN_CHAT if getattr(config, name) != defaults[name]]):
         flag = "--" + ignored[0].replace("_", "-")

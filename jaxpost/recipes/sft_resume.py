@@ -66,7 +66,7 @@ def dated(config: SftConfig) -> SftConfig:
     """The configuration with the day on which its run started: its run.yaml's, or today."""
     run_yaml = config.output / "run.yaml"
     started = load_config(SftConfig, [], run_yaml).date if config.resume and run_yaml.is_file() else None
-    return dataclasses.replace(config, date=config.date or started or datetime.date.today().isoformat())
+    return dataclasses.replace(config, date=config.date or started or datetime.date.today())
 
 
 def find_start(config: SftConfig) -> Start:

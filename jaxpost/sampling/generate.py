@@ -1,5 +1,6 @@
 """`generate`: prompts as text or messages -> completions as text, with a model's tokenizer."""
 
+import datetime
 import functools
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
@@ -76,6 +77,7 @@ def generate(
     batch_size: int = 16,
     max_length: int | None = None,
     overlong_prompt: str = "error",
+    date: datetime.date | None = None,
 ) -> list[Completion]:
     """Completions of each prompt, `n` of the first, then `n` of the second, and so on.
 
@@ -89,6 +91,7 @@ def generate(
       params: the tree to sample from, adapters bound or not; None takes `model.params`.
       batch_size: completions under way at a time.
       max_new_tokens, max_length, overlong_prompt: see `Limits`.
+      date: the day for chat templates that write one; None is today.
 
     Raises:
       InputError: a prompt that is empty, too long, or of ids that the model has not; messages without a template.
@@ -98,19 +101,26 @@ def generate(
         raise InputError("`prompts` must be a list of prompts; got a single one. Write [prompt].")
     limits = Limits(max_new_tokens=max_new_tokens, max_length=max_length, overlong_prompt=overlong_prompt)
     checked = [as_prompt(prompt, f"prompt {i}") for i, prompt in enumerate(asked)]
-    generator = Generator(model, params=params)
+    generator = Generator(model, params=params, date=date)
     return generator.complete(checked, n=n, limits=limits, temperature=temperature, seed=seed, batch_size=batch_size)
 
 
 class Generator:
     """A model ready to sample from: encoder, programs, weights in decoding's form."""
 
-    def __init__(self, model: Model, *, params: Any = None, sampler: Sampler | None = None) -> None:
-        """`params`: see `generate`; `sampler`: None takes the one that models of this configuration share."""
+    def __init__(
+        self,
+        model: Model,
+        *,
+        params: Any = None,
+        date: datetime.date | None = None,
+        sampler: Sampler | None = None,
+    ) -> None:
+        """`params`, `date`: see `generate`; `sampler`: None takes the one that models of this configuration share."""
         self.tokenizer, self.config = model.tokenizer, model.config
         self.max_positions: int | None = model.hf_config.get("max_position_embeddings")
         self.added_before = added_before(model.tokenizer)
-        self.encoder = PromptEncoder(model.tokenizer, model.stop_ids)
+        self.encoder = PromptEncoder(model.tokenizer, model.stop_ids, date)
         self.sampler = sampler or _shared(model.config)
         prepared = self.sampler.prepare(model.params if params is None else params)
         self.weights = prepared._replace(cuts={})  # the stacks themselves may go

@@ -1,5 +1,6 @@
 """Configuration: defaults, YAML, flags, help and the way back to YAML."""
 
+import datetime
 import random
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,6 +38,7 @@ class Run:
     quantize: Literal["none", "nf4"] = "nf4"
     packing: Literal["on", "off"] = "on"
     template: str | None = None
+    day: datetime.date | None = None
     double_quant: bool = True
     full: bool = option(True, "train all weights")
     lora: Lora = Lora(alpha=8.0)
@@ -114,6 +116,7 @@ def test_flags_override_yaml_and_yaml_the_defaults(tmp_path):
         (["--packing", "false"], "packing", "off"),
         (["--quantize", "none"], "quantize", "none"),
         (["--template", "none"], "template", None),
+        (["--day", "2026-02-28"], "day", datetime.date(2026, 2, 28)),
         (["--mesh", "data=2,fsdp=4"], "mesh", Mesh(data=2, fsdp=4)),
         (["--mesh.fsdp", "4"], "mesh", Mesh(fsdp=4)),
         (["--lora.targets", r"re:.*\.(q|v)_proj{1,1}"], "lora", Lora(alpha=8.0, targets=(r"re:.*\.(q|v)_proj{1,1}",))),
@@ -141,6 +144,7 @@ def test_spellings_of_flags(argv, field, value):
         (["--lora.alpha", "nan"], ["`--lora.alpha`", "a number"]),
         (["--quantize", "nf5"], ["`--quantize`", "none or nf4", '"nf5"', '"nf4"?']),
         (["--output", ""], ["`--output`", "a path"]),
+        (["--day", "2026-02-29"], ["`--day`", "a day (YYYY-MM-DD) or none", '"2026-02-29"']),
         (["--seed"], ["`--seed`", "needs a value"]),
         (["--seed", "--full"], ["`--seed`", "needs a value"]),
         (["--no-full=yes"], ["`--no-full`", "no value"]),
@@ -223,6 +227,7 @@ def test_help_names_every_option_with_its_default(capsys):
         "--full, --no-full",
         "--packing {on,off}",
         "--data A,B,...",
+        "--day YYYY-MM-DD",
         "[required]",
         "[>= 1, default 16]",
         "steps",
@@ -251,6 +256,7 @@ def random_run(rng: random.Random) -> Run:
         quantize=rng.choice(["none", "nf4"]),
         packing=rng.choice(["on", "off"]),
         template=rng.choice([None, *WORDS]),
+        day=rng.choice([None, datetime.date(2026, 1, 31)]),
         double_quant=rng.random() < 0.5,
         full=rng.random() < 0.5,
         lora=Lora(

@@ -125,14 +125,17 @@ def test_all_that_the_examples_depend_on_makes_another_copy(made, data, what):
 
 
 def test_the_day_counts_where_a_template_writes_it_and_nowhere_else(made, data):
-    """Mutation: jaxpost/data/dataset.py: `options.date if asks_for_the_day(tokenizer) else None` -> `None`
-    Mutation: jaxpost/data/dataset.py: `options.date if asks_for_the_day(tokenizer) else None` -> `options.date`
+    """Mutation: jaxpost/data/dataset.py: `str(options.date) if asks_for_the_day(tokenizer) else None` -> `None`
+    Mutation: jaxpost/data/dataset.py: `str(options.date) if asks_for_the_day(tokenizer) else None` -> `str(options.date)`
     Mutation: jaxpost/data/encode.py: `rows = at_day(rows, options.date)` -> `rows = iter(rows)`
     Mutation: jaxpost/data/chat/template.py: `template if row.date is None else _at_day(template, row.date)` -> `template`
     """  # noqa: E501
     clock = "{{ strftime_now('%d %b %Y') }}" + toys.CHATML
-    today = datetime.date.today().isoformat()
-    days = [dataclasses.replace(OPTIONS, date=day) for day in ("2025-01-31", "2025-02-01", None, today)]
+    today = datetime.date.today()
+    days = [
+        dataclasses.replace(OPTIONS, date=day)
+        for day in (datetime.date(2025, 1, 31), datetime.date(2025, 2, 1), None, today)
+    ]
     plain = [prepare_data(tokenizer(), data, day).fingerprint for day in days]
     assert len(set(plain)) == 1 and len(made) == 1
     dated = [prepare_data(tokenizer(clock), data, day) for day in days]

@@ -1,15 +1,17 @@
 """`jaxpost generate`: prompts, files, a conversation; every option alive; what is wrong is said in one line."""
 
+import datetime
 import io
 import json
 
 import jax
 import pytest
 import tiny
-from sft_runs import write_rows
+from sft_runs import write_clock, write_rows
 
 import jaxpost
 from jaxpost.cli import main
+from jaxpost.recipes.chat_template import with_chat_template
 
 ROWS = [
     {"prompt": "some text", "answer": 7, "row": "mine"},
@@ -18,6 +20,7 @@ ROWS = [
 ]
 
 
+DAYS = ("2025-01-31", "2025-01-31", "2025-02-01")
 STDOUT = "to stdout"
 
 
@@ -125,6 +128,20 @@ def test_a_template_that_is_given_is_used(run, tmp_path, data):
     assert own[0] == given[0] and own[1]["logp"] != given[1]["logp"]
 
 
+def test_a_template_that_writes_the_day_is_told_it(run, tmp_path, data, folder):
+    """Mutation: jaxpost/recipes/generate.py: `date=config.date)` -> `date=None)`
+    Mutation: jaxpost/sampling/generate.py: `Generator(model, params=params, date=date)` -> `Generator(model, params=params)`
+    Mutation: jaxpost/data/prompts.py: `where=prompt.where, date=self._date)` -> `where=prompt.where)`
+    """  # noqa: E501
+    clock = write_clock(tmp_path / "clock.jinja")
+    first, again, other = (run("--data", data, "--chat-template", str(clock), "--date", d)[1] for d in DAYS)
+    assert first == again
+    assert [a["logp"] == b["logp"] for a, b in zip(first, other, strict=True)] == [True, False, False]  # text, messages
+    model = with_chat_template(jaxpost.load(folder, dtype="float32"), str(clock), trains_rows=False)
+    (want,) = jaxpost.generate(model, [ROWS[2]["prompt"]], max_new_tokens=6, date=datetime.date(2025, 1, 31))
+    assert first[2]["logp"] == pytest.approx(sum(want.logps), abs=1e-5)
+
+
 def test_a_conversation_goes_on_until_exit(run, monkeypatch, folder):
     """Each answer is that of `generate` on the whole conversation so far."""
     monkeypatch.setattr("sys.stdin", io.StringIO("hello\n\nand then?\n/clear\nhello\n/exit\nnever read\n"))
@@ -149,6 +166,8 @@ REFUSED = {
     "infinite": (["--prompt", "a", "--temperature", "inf"], ["--temperature"]),
     "too long": (["--prompt", "x" * 300], ["300"]),
     "empty": (["--prompt", ""], ["--prompt 1"]),
+    "no day": (["--chat", "--date", "31.1.2025"], ["`--date` must be a day (YYYY-MM-DD) or none", "31.1.2025"]),
+    "day of a text": (["--prompt", "a", "--date", "2025-01-31"], ["--date", "--prompt"]),
 }
 
 

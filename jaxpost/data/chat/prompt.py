@@ -1,6 +1,7 @@
 """Conversations -> the ids that a model answers: what training left untrained is what generation is given."""
 
 import dataclasses
+import datetime
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ def encode_prompt(
     template_kwargs: Mapping[str, Any] | None = None,
     *,
     where: str = "the prompt",
-    date: str | None = None,
+    date: datetime.date | None = None,
 ) -> list[int]:
     """Ids of a conversation and of the generation prompt after it.
 
@@ -31,7 +32,7 @@ def encode_prompt(
       tools: as in the `tools` column.
       template_kwargs: as in the `chat_template_kwargs` column, `{"enable_thinking": False}` say.
       where: names the conversation in messages of errors.
-      date: the day that the template is told if it asks for it, YYYY-MM-DD; None is today.
+      date: the day that the template is told if it asks for it; None is today.
 
     Raises:
       InputError: no template, a conversation that it refuses.

@@ -120,10 +120,9 @@ def has_generation_tags(template: str, folder: str) -> bool:
 
 
 @functools.lru_cache(maxsize=64)
-def _at_day(template: str, date: str) -> str:
+def _at_day(template: str, date: datetime.date) -> str:
     """The template with another clock: the renderer takes no function, so the calls of its own are written out."""
-    day = datetime.datetime.fromisoformat(date)
-    told = _CLOCK.sub(lambda call: json.dumps(day.strftime(call["format"]), ensure_ascii=False), template)
+    told = _CLOCK.sub(lambda call: json.dumps(date.strftime(call["format"]), ensure_ascii=False), template)
     if "strftime_now(" in told:
         log.warning(
             "the chat template asks for the day by a call of strftime_now that is not of one text: there it writes "

@@ -1,6 +1,7 @@
 """What rows are checked against: tokenizer, template and the sizes of a run."""
 
 import dataclasses
+import datetime
 import functools
 import re
 from collections.abc import Mapping
@@ -34,7 +35,7 @@ class Context:
     vocab_size: int
     max_length: int
     stops: Mapping[str, frozenset[int]]
-    date: str | None = None
+    date: datetime.date | None = None
 
     @property
     def tokenizer(self) -> Any:
