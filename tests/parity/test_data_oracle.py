@@ -62,7 +62,10 @@ def shipped_and_tagged():
 @pytest.mark.parametrize("name", shipped_and_tagged())
 def test_D16_real_templates_by_tags_and_by_prefixes(name):
     """Templates as models ship them, beside the twins with tags that TRL trains with: where prefixes are accepted, they
-    give the same spans as the tags; the ids are those of transformers in any case."""
+    give the same spans as the tags; the ids are those of transformers in any case.
+
+    Mutation: jaxpost/data/chat/spans.py: `spans.append((len(before), len(after)))` -> `spans.append((len(before), len(text)))`
+    """  # noqa: E501
     draw = random.Random(0)
     for turns in (2, 4):
         messages, spans = conversation(draw, turns), {}

@@ -60,7 +60,10 @@ def rendered(tokenizer, template, row, prompt):
 @pytest.mark.parametrize("name", SHIPPED)
 @pytest.mark.parametrize("seed", range(2))
 def test_D1_our_template_renders_the_bytes_of_the_shipped_one(name, seed):
-    """Trial conversations, and 150 of random messages, tools and arguments: the same bytes, and refused together."""
+    """Trial conversations, and 150 of random messages, tools and arguments: the same bytes, and refused together.
+
+    Mutation: jaxpost/data/chat/templates/qwen2_5.jinja: `message.role == 'user' or message.role == 'system' and not loop.first` -> `message.role == 'user'`
+    """  # noqa: E501
     draw = random.Random(seed)
     tokenizer = families.tokenizer(name)
     rows = list(trial_rows())
@@ -83,6 +86,7 @@ def test_D1_our_template_renders_the_bytes_of_the_shipped_one(name, seed):
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_D16_the_shipped_template_is_proven_by_ours(name):
+    """Mutation: jaxpost/data/chat/twins.py: `return bool(known) and all(` -> `return bool(known) and not all(`"""
     chat = Chat(tokenizer=families.tokenizer(name, shipped(name)))
     assert family_templates()[name] in proven(chat, shipped(name))
 
@@ -91,7 +95,10 @@ def test_D16_the_shipped_template_is_proven_by_ours(name):
 @pytest.mark.parametrize("seed", range(2))
 def test_D1_shipped_templates_train_the_answers(name, seed):
     """The shipped template, by whatever rung: ids are transformers', the mask is hand-made, or that of TRL's twin with
-    tags where that renders the same (it keeps what Qwen3 and DeepSeek drop)."""
+    tags where that renders the same (it keeps what Qwen3 and DeepSeek drop).
+
+    Mutation: jaxpost/data/chat/spans.py: `            return place + len(header)` -> `            return place`
+    """
     draw = random.Random(seed)
     words = [word for word in WORDS if "think" not in word]
     chat = Chat(tokenizer=families.tokenizer(name, shipped(name)))
@@ -118,7 +125,10 @@ def bare(said):
 @pytest.mark.parametrize("name", TAGGED)
 def test_D1_masks_equal_those_of_tagged_templates(name):
     """TRL's tagged twins under transformers' own mask. Theirs holds more: what the generation prompt supplies and
-    what follows a stop token; never less."""
+    what follows a stop token; never less.
+
+    Mutation: jaxpost/data/chat/spans.py: `            return place + len(header)` -> `            return place`
+    """
     chat = Chat(tokenizer=families.tokenizer(name, shipped(name, "_training")))
     messages = toys.messages("the question", "the thing", "and?", "nothing")
     (ours,) = encode_chats(chat, [make_row({"messages": messages}, source=1, where="x")])

@@ -93,6 +93,12 @@ ALIVE = [
 
 @pytest.mark.parametrize("flags", ALIVE, ids=lambda flags: flags[0])
 def test_R8_an_option_changes_what_is_generated(run, flags):
+    """Mutation: jaxpost/recipes/generate.py: `        temperature=config.temperature,` -> `        temperature=0.0,`
+    Mutation: jaxpost/recipes/generate.py: `        seed=config.seed,` -> `        seed=0,`
+    Mutation: jaxpost/recipes/generate.py: `        n=config.n,` -> `        n=1,`
+    Mutation: jaxpost/recipes/generate.py: `load(config.model, dtype=config.dtype)` -> `load(config.model, dtype="float32")`
+    Mutation: jaxpost/recipes/generate.py: `max_length=config.max_length,` -> `max_length=None,`
+    """  # noqa: E501
     base = ("--prompt", "x" * 60)
     if flags[0] == "--seed":
         base = (*base, *flags[2:])

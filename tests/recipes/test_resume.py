@@ -90,6 +90,7 @@ def test_R4_a_template_that_writes_the_day_writes_that_of_the_start(sft, rows, m
 
 
 def test_R10_a_damaged_checkpoint_is_named_and_the_one_before_it_gives_the_same(sft, tmp_path):
+    """Mutation: jaxpost/train/checkpoint.py: `        wrong = damage(folder)` -> `        wrong = None`"""
     whole = sft("--save-steps", "3", "--save-total-limit", "2", base=TEN)
     assert steps_of(whole.out / "checkpoints") == [9, 10]
     broken = interrupted(whole, tmp_path / "run", 10)

@@ -76,6 +76,7 @@ def test_temperature_0_takes_the_largest_of_those_allowed():
 
 
 def test_D18_what_is_not_allowed_is_never_drawn():
+    """Mutation: jaxpost/sampling/draw.py: `jnp.where(allowed[None], z + jnp.where(drawn, noise, 0.0), -jnp.inf)` -> `z + jnp.where(drawn, noise, 0.0)`"""  # noqa: E501
     z = jnp.zeros((500, 5)).at[:, 3].set(20.0)
     keys = jax.random.split(jax.random.key(0), 500)
     tokens, _ = draw(z, keys, jnp.ones(500), jnp.array([True, True, True, False, True]))

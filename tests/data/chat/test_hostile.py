@@ -135,7 +135,10 @@ def as_arguments(columns):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_D13_every_special_and_marker_string_in_every_message(name):
-    """All of them in one text, in each role's message; the text is kept, letter by letter."""
+    """All of them in one text, in each role's message; the text is kept, letter by letter.
+
+    Mutation: jaxpost/data/chat/tokens.py: `if each.marked or not chat.controls.agree(each.text, ids):` -> `if False:`
+    """
     chat = Chat(tokenizer=families.tokenizer(name))
     everything = " x ".join(["the", *chat.controls.ids, *reversed(chat.controls.ids), "end"])
     system = everything if FAMILIES[name].system else None
@@ -148,7 +151,10 @@ def test_D13_every_special_and_marker_string_in_every_message(name):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_D13_clean_rows_have_the_template_s_own_ids_on_the_long_way_too(name):
-    """The tokenizer that knows control tokens by another spelling is the same in all else: blanks, merges, bytes."""
+    """The tokenizer that knows control tokens by another spelling is the same in all else: blanks, merges, bytes.
+
+    Mutation: jaxpost/data/chat/respell.py: `token["content"] = respell(token["content"]) if` -> `token["content"] = token["content"] if`
+    """  # noqa: E501
     draw = random.Random(1)
     chat = Chat(tokenizer=families.tokenizer(name))
     words = ["the ", " the", "\n\n", "  ", "\t", "naïve", "日本", "😀", "<h1>", "a<b>c", "[x]", "\u2581", "<", "<|"]

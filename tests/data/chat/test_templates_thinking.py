@@ -104,7 +104,10 @@ def test_D8_an_earlier_turn_whose_reasoning_is_dropped_is_never_trained_without_
 
 
 def test_D16_a_thinking_template_of_no_family_is_refused():
-    """Its prefixes do not make up the whole, and no template of ours renders the same."""
+    """Its prefixes do not make up the whole, and no template of ours renders the same.
+
+    Mutation: jaxpost/data/chat/spans.py: `if not (text.startswith(before) and text.startswith(after) and len(before) <= len(after)):` -> `if False:`
+    """  # noqa: E501
     chat = Chat(tokenizer=toys.toy(toys.THINKING))
     with pytest.raises(InputError, match="toy/folder.*message 1.*Add the tags"):
         encode(chat, [*answer("<think>a</think>yes"), *answer("no")])
