@@ -1,5 +1,7 @@
 """Events that are on the disk after each step, and go on after a resume."""
 
+import time
+
 import pytest
 from event_files import events, scalars
 
@@ -24,12 +26,14 @@ def test_scalars_are_there_after_each_step(tmp_path):
     assert file.name.startswith("events.out.tfevents.") and events(file)[0].file_version == "brain.Event:2"
 
 
-def test_a_resumed_run_takes_a_file_of_its_own_and_purges_what_it_repeats(tmp_path):
+def test_a_resumed_run_takes_a_file_of_its_own_and_purges_what_it_repeats(tmp_path, monkeypatch):
     """Both opened within one second.
 
     Mutation: jaxpost/report/tensorboard.py: `f".{os.getpid()}.{kept}"` -> `""`
     Mutation: jaxpost/report/tensorboard.py: `self._write(kept + 1, session_log=log)` -> `pass`
     """
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now)
     for kept, steps in ((-1, (1, 2, 3)), (2, (3, 4))):
         board = TensorBoard(tmp_path, kept)
         for step in steps:
