@@ -3,6 +3,7 @@
 import importlib.machinery
 import importlib.util
 import json
+import os
 import random
 import signal
 import subprocess
@@ -58,6 +59,23 @@ def test_a_kill_is_counted(status, name, monkeypatch, tmp_path):
     monkeypatch.setattr(soak, "run", lambda _, out, __: (out.mkdir(exist_ok=True), (left.pop(0), ""))[1])
     count = soak.soak(tmp_path, random.Random(0), kills=1, steps=1)
     assert (count["kills"], count["finished"], left) == (1, 2, [])
+
+
+def test_a_moment_counts_from_the_first_step_that_this_start_saved(tmp_path):
+    """Not from an evaluation before the first step, nor from what an earlier start left."""
+    soak, polls = script(), []
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    os.utime(tmp_path / "checkpoints" / "3", (0, 0))
+
+    class Process:
+        def poll(self):
+            polls.append(1)
+            (tmp_path / "metrics.jsonl").write_text(f'{{"step": 3, "eval_loss": {len(polls)}}}')
+            if len(polls) == 5:
+                (tmp_path / "checkpoints" / "4").mkdir()
+
+    soak.wait_for(Process(), tmp_path)
+    assert len(polls) == 5
 
 
 @pytest.mark.slow

@@ -40,6 +40,13 @@ def _path(text: str) -> Path:
     return Path(text)
 
 
+def _day(text: str) -> datetime.date:
+    day = datetime.date.fromisoformat(text)
+    if str(day) != text:  # 20250131 and 2025-W05-5 are days to Python
+        raise ValueError("not written as YYYY-MM-DD")
+    return day
+
+
 # type -> (its name in messages, its reading)
 SCALARS: dict[Any, tuple[str, Callable[[str], Any]]] = {
     int: ("an integer", _integer),
@@ -47,6 +54,6 @@ SCALARS: dict[Any, tuple[str, Callable[[str], Any]]] = {
     bool: ("true or false", _boolean),
     str: ("a text", str),
     Path: ("a path", _path),
-    datetime.date: ("a day (YYYY-MM-DD)", datetime.date.fromisoformat),
+    datetime.date: ("a day (YYYY-MM-DD)", _day),
     NoneType: ("none", str),
 }

@@ -59,6 +59,10 @@ class ChatRow:
     template_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     date: datetime.date | None = None
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.date, datetime.date | None):
+            raise InputError(f"`date` must be a day, datetime.date(2025, 1, 31) say, or None; got {self.date!r}.")
+
 
 Row = TextRow | CompletionRow | ChatRow
 

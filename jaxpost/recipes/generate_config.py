@@ -24,7 +24,9 @@ class GenerateConfig:
     )
     chat_template: str | None = option(None, "chatml, or a Jinja file: in place of the tokenizer's own template")
     date: datetime.date | None = option(
-        None, "day for chat templates that write one (Llama 3.2); none is today; an adapter's run.yaml has its own"
+        None,
+        "day for chat templates that write one (Llama 3.2); none is today, with --adapter too: the day of its training "
+        "stands in its run.yaml",
     )
     chat: bool = option(False, "talk in the terminal; messages go through the chat template")
     output: Path | None = option(None, "new JSONL file, one line a completion; none prints them")

@@ -81,8 +81,8 @@ def generate(
 ) -> list[Completion]:
     """Completions of each prompt, `n` of the first, then `n` of the second, and so on.
 
-    What a prompt gets depends on the seed and the prompt alone, whatever else is asked; a prompt that stands in the
-    list twice gets further completions of its own, as with a larger `n`.
+    What a prompt gets depends on the seed and the prompt alone (and on the day, where the template writes it), whatever
+    else is asked; a prompt that stands in the list twice gets further completions of its own, as with a larger `n`.
 
     Args:
       prompts: each a string (raw text, with the tokenizer's special tokens) or a list of messages (chat template).
@@ -94,7 +94,8 @@ def generate(
       date: the day for chat templates that write one; None is today.
 
     Raises:
-      InputError: a prompt that is empty, too long, or of ids that the model has not; messages without a template.
+      InputError: a prompt that is empty, too long, or of ids that the model has not; messages without a template; a
+        `date` that is no day.
     """
     asked = [] if isinstance(prompts, str | dict) else list(prompts)  # once: it may be a generator
     if isinstance(prompts, str | dict) or any(isinstance(prompt, dict) for prompt in asked):

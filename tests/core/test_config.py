@@ -82,6 +82,15 @@ def test_C01_numbers_and_switches_in_yaml(spelling, tmp_path):
     assert config.lora == Lora(alpha=8.0, dropout=0.0), "the rest keeps the section's own defaults"
 
 
+@pytest.mark.parametrize("spelling", ["2026-02-28", "'2026-02-28'", '"2026-02-28"'])
+def test_a_day_in_yaml(spelling, tmp_path):
+    """YAML 1.1 reads a bare one as a timestamp.
+
+    Mutation: jaxpost/core/yaml_file.py: `"timestamp", ` -> ``
+    """
+    assert load(text=f"model: m\nday: {spelling}\n", folder=tmp_path).day == datetime.date(2026, 2, 28)
+
+
 def test_C01_flags_keep_zero_and_false(tmp_path):
     """A zero or a switch turned off on the command line wins over YAML.
 
@@ -144,6 +153,7 @@ def test_spellings_of_flags(argv, field, value):
         (["--lora.alpha", "nan"], ["`--lora.alpha`", "a number"]),
         (["--quantize", "nf5"], ["`--quantize`", "none or nf4", '"nf5"', '"nf4"?']),
         (["--output", ""], ["`--output`", "a path"]),
+        (["--day", "20260228"], ["`--day`", "a day (YYYY-MM-DD) or none", '"20260228"']),
         (["--day", "2026-02-29"], ["`--day`", "a day (YYYY-MM-DD) or none", '"2026-02-29"']),
         (["--seed"], ["`--seed`", "needs a value"]),
         (["--seed", "--full"], ["`--seed`", "needs a value"]),
@@ -172,6 +182,7 @@ def test_a_wrong_flag_is_one_line_that_names_it(argv, parts):
         ("model: m\nlearning-rate: 1\nlearning_rate: 2\n", ["`learning_rate`", "twice", "line 3"]),
         ("model: m\nseed: [1, 2]\n", ["`seed`", "an integer", "line 2"]),
         ("model: m\nseed:\n", ["`seed`", "an integer", "nothing", "line 2"]),
+        ("model: m\nday: 2026-02-30\n", ["`day`", "a day (YYYY-MM-DD) or none", "line 2"]),
         ("model: m\nseed: {a: 1}\n", ["`seed.a`", "line 2"]),
         ("model: m\nlora: 3\n", ["`lora`", "line 2"]),
         ("model: m\nlora: [3]\n", ["`lora`", "line 2"]),

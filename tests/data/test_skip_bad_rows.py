@@ -11,7 +11,7 @@ from refusals import refused
 
 from jaxpost.core.errors import InputError
 from jaxpost.data.encode import encode_rows
-from jaxpost.data.rows import BadRow
+from jaxpost.data.rows import BadRow, TextRow
 from jaxpost.data.sources import read_rows
 
 BROKEN = {
@@ -42,7 +42,6 @@ def test_a_broken_row_is_refused_or_skipped(tmp_path, caplog, kind):
     The template refuses a row among others that it tokenises at once.
 
     Mutation: jaxpost/data/encode.py: `            # One of them: each alone says which.` -> `            raise`
-    Mutation: jaxpost/data/sources.py: `                if not keep_bad:` -> `                if False:`
     Mutation: jaxpost/data/encode.py: `        log.warning("skipped: %s", reason)` -> `        pass`
     """
     path = write(tmp_path / "rows.jsonl", *GOOD[:2], BROKEN[kind], *GOOD[2:])
@@ -53,6 +52,14 @@ def test_a_broken_row_is_refused_or_skipped(tmp_path, caplog, kind):
     assert "1 skipped as broken" in str(encoded.counts)
     (record,) = caplog.records
     assert f"{path} line 3" in record.getMessage() and record.levelno == logging.WARNING
+
+
+@pytest.mark.parametrize("kind", ["parse", "UTF-8", "form", "null message"])
+def test_reading_ends_at_a_broken_row_unless_they_are_kept(tmp_path, kind):
+    """Mutation: jaxpost/data/sources.py: `                if not keep_bad:` -> `                if False:`"""
+    path = write(tmp_path / "rows.jsonl", GOOD[0], BROKEN[kind], GOOD[1])
+    refused(lambda: list(read_rows(path)), f"{path} line 2")
+    assert [type(row) is BadRow for row in read_rows(path, keep_bad=True)] == [False, True, False]
 
 
 def test_the_first_are_named_and_all_are_counted(tmp_path, caplog):
@@ -96,10 +103,11 @@ def test_parquet_rows_are_skipped_too(tmp_path):
 
 
 def test_broken_rows_that_came_unasked_are_an_error():
-    """`encode_rows` is not told to skip: a `BadRow` among the rows is refused with its reason.
+    """`encode_rows` is not told to skip: a `BadRow` among good rows is refused with its reason.
 
     Mutation: jaxpost/data/encode.py: `                raise InputError(row.reason)` -> `                pass`
     """
     row = BadRow(source=1, where="x line 1", reason="the reason at x line 1.")
-    with pytest.raises(InputError, match="the reason"):
-        encode_rows(toys.toy(), [row], max_length=9, overlong="error", vocab_size=999)
+    good = TextRow(source=2, where="x line 2", text="a")
+    with pytest.raises(InputError, match="^the reason"):
+        encode_rows(toys.toy(), [row, good], max_length=9, overlong="error", vocab_size=999)

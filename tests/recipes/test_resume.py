@@ -57,7 +57,6 @@ def test_R4_ten_steps_are_five_and_five(kind, sft, rows, tmp_path):
     Mutation: jaxpost/recipes/sft_resume.py: `state=restore(start.folder, release(setup.state))` -> `state=setup.state`
     Mutation: jaxpost/recipes/sft.py: `            num_tokens=start.counters.num_tokens,` -> `            num_tokens=0,`
     Mutation: jaxpost/train/metrics.py: `if record["step"] <= step]` -> `]`
-    Mutation: jaxpost/recipes/sft.py: `            counters=start.counters,` -> `            counters=None,`
     """
     flags = [flag.format(rows=rows) for flag in KINDS[kind]]
     whole = sft(*flags, *SAVED, base=TEN)
@@ -70,6 +69,18 @@ def test_R4_ten_steps_are_five_and_five(kind, sft, rows, tmp_path):
     assert last_state(again) == last_state(whole)
     for name in ("train_results.json", "run.yaml"):
         assert (again.out / name).read_text().replace(str(again.out), str(whole.out)) == (whole.out / name).read_text()
+
+
+def test_R4_the_patience_that_was_used_up_stays_used_up(sft, rows, tmp_path):
+    """No evaluation is better by 99: those of steps 4, 6 and 8 are waited for, the first before the kill.
+
+    Mutation: jaxpost/recipes/sft.py: `            counters=start.counters,` -> `            counters=None,`
+    """
+    flags = ("--eval-data", str(rows), "--eval-steps", "2", "--early-stopping-patience", "3")
+    whole = sft(*flags, "--early-stopping-threshold", "99", *SAVED, base=TEN)
+    again = resume(interrupted(whole, tmp_path / "run", 5))
+    assert whole.records[-1]["step"] == again.records[-1]["step"] == 8, again.stderr
+    assert untimed(again) == untimed(whole) and again.digest() == whole.digest()
 
 
 def test_R4_a_template_that_writes_the_day_writes_that_of_the_start(sft, rows, models, tmp_path):

@@ -35,7 +35,7 @@ def encode_prompt(
       date: the day that the template is told if it asks for it; None is today.
 
     Raises:
-      InputError: no template, a conversation that it refuses.
+      InputError: no template, a conversation that it refuses, a `date` that is no day.
     """
     row = dataclasses.replace(_row(messages, tools, template_kwargs, where), date=date)
     ready = prepare(chat, row)

@@ -84,11 +84,12 @@ def render(
     from transformers.utils.chat_template_utils import render_jinja_template
 
     messages = [{key: value for key, value in m.items() if value is not None} for m in row.messages[:end]]
+    dated = template if row.date is None else _at_day(template, row.date)
     try:
         rendered: Any = render_jinja_template(
             [messages],
             tools=row.tools,
-            chat_template=template if row.date is None else _at_day(template, row.date),
+            chat_template=dated,
             add_generation_prompt=prompt,
             return_assistant_tokens_mask=spans,
             **{**tokenizer.special_tokens_map, **row.template_kwargs},
