@@ -24,7 +24,7 @@ def script():
 
 @pytest.mark.slow
 def test_R10_three_kills_change_nothing():
-    """Mutation: jaxpost/train/checkpoint.py: `jax.random.wrap_key_data(plain["key"]` -> `jax.random.wrap_key_data(plain["key"] * 0`"""  # noqa: E501
+    """Mutation: jaxpost/train/checkpoint.py: `jax.random.wrap_key_data(plain["key"]` -> `jax.random.wrap_key_data(plain["key"] + 1`"""  # noqa: E501
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "--kills", "3", "--seed", "3", "--steps", "12"], capture_output=True, text=True
     )
