@@ -26,7 +26,7 @@ from jaxpost.rewards import sql_reward
 HALVES = {"heldout_question": "new questions", "heldout_schema": "new schemas"}
 MAX_NEW_TOKENS = 56  # gold answers have up to 45
 DRAWS = 2000  # of the bootstrap
-CHUNK = 48  # questions between two lines of progress, answered at once
+CHUNK = 75  # questions between two lines of progress, answered at once; 300 and 600 are whole chunks: one program
 
 
 def read_questions(task: Path, count: int) -> list[dict]:
