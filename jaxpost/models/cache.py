@@ -68,27 +68,49 @@ def prefill(
     starts: Int[Array, " B"],
     *,
     bucket: int,
+    places: int | None = None,
     dtype: Any = None,
 ) -> tuple[Float[Array, " B D"], Cache]:
     """Hidden state of each row's last token, and the cache of T slots.
+
+    With `places` all but attention runs on the rows' tokens laid end to end, without the padding between them.
 
     Args:
       params: of `unstack`.
       tokens: right-aligned rows; what stands before `starts` is padding and may be anything in the vocabulary.
       bucket: rings are multiples of it.
+      places: for the tokens of all rows together, as many as they are or more; None runs on all B * T.
       dtype: of activations and cache; None takes the embedding's.
     """
     index = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
     positions = jnp.maximum(index - starts[:, None], 0)
-    mask = MaskSpec(segment_ids=(index >= starts[:, None]).astype(jnp.int32), positions=positions)
+    real = index >= starts[:, None]
+    mask = MaskSpec(segment_ids=real.astype(jnp.int32), positions=positions)
+    pack, unpack = _packing(real, places)
     kept: list[LayerCache] = []
 
     def attend(kind: LayerKind, q: Array, k: Array, v: Array) -> Array:
+        q, k, v = map(unpack, (q, k, v))
         kept.append(_keep(k, v, slots_kept(kind, k.shape[1], bucket)))
-        return attend_row(config, mask, kind, q, k, v)
+        return pack(attend_row(config, mask, kind, q, k, v))
 
-    h = embed_tokens(config, params, tokens, dtype)
-    return _run(config, params, h, positions, [attend] * config.num_layers), tuple(kept)
+    h = embed_tokens(config, params, pack(tokens), dtype)
+    h = unpack(_run(config, params, h, pack(positions), [attend] * config.num_layers))
+    return _last(config, params, h), tuple(kept)
+
+
+Move: TypeAlias = Callable[[Array], Array]
+
+
+def _packing(real: Bool[Array, " B T"], places: int | None) -> tuple[Move, Move]:
+    """[B, T, ...] -> [1, places, ...], the real tokens end to end, and back, zeros as padding; None moves nothing."""
+    if places is None:
+        return (lambda x: x), (lambda x: x)
+    taken = jnp.nonzero(real.reshape(-1), size=places, fill_value=real.size)[0]
+    held = jnp.where(real, jnp.cumsum(real.reshape(-1)).reshape(real.shape) - 1, places)
+    # Gathers both ways: XLA:CPU scatters row by row. An index beyond the end gives 0.
+    pack = lambda x: x.reshape(-1, *x.shape[2:]).at[taken].get(mode="fill", fill_value=0)[None]  # noqa: E731
+    return pack, lambda x: x[0].at[held].get(mode="fill", fill_value=0)
 
 
 def decode(
@@ -111,8 +133,8 @@ def decode(
         return attend_cached(q, layer.k, layer.v, seen, scale=config.attention_scale, softcap=kind.softcap)
 
     h = embed_tokens(config, params, tokens[:, None], dtype)
-    hidden = _run(config, params, h, (slot - starts)[:, None], [functools.partial(attend, layer) for layer in cache])
-    return hidden, tuple(written)
+    h = _run(config, params, h, (slot - starts)[:, None], [functools.partial(attend, layer) for layer in cache])
+    return _last(config, params, h), tuple(written)
 
 
 def visible(size: int, slot: Int[Array, ""], starts: Int[Array, " B"], window: int | None) -> Bool[Array, " B S"]:
@@ -140,12 +162,17 @@ def grow(config: ModelConfig, cache: Cache, size: int, bucket: int) -> Cache:
     return tuple(one(kind, layer) for kind, layer in zip(layer_kinds(config), cache, strict=True))
 
 
-def _run(config: ModelConfig, params: Params, h: Array, positions: Array, attends: list) -> Float[Array, " B D"]:
-    """All layers, each with its own `attend`; the final norm of the last token."""
+def _run(config: ModelConfig, params: Params, h: Array, positions: Array, attends: list) -> Float[Array, " B T D"]:
+    """All layers, each with its own `attend`."""
     ropes = rope_tables(config, positions)
     h = constrain_batch(h)
     for kind, layer, attend in zip(layer_kinds(config), params["layers"], attends, strict=True):
         h = constrain_batch(run_layer(config, kind, layer, h, ropes[kind.rope], attend))
+    return h
+
+
+def _last(config: ModelConfig, params: Params, h: Float[Array, " B T D"]) -> Float[Array, " B D"]:
+    """The final norm of each row's last token."""
     return rms_norm(h[:, -1], params["norm"]["weight"], config)
 
 

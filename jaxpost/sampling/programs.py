@@ -25,11 +25,11 @@ def programs(
     weights = jax.eval_shape(separate, stacked)
     length = ladder(prompt_length, sampler.bucket)
     size = ladder(length + 1, sampler.bucket)
-    prompts = (weights, _ints(num_prompts, length), _ints(num_prompts))
+    prompts = (None, weights, _ints(num_prompts, length), _ints(num_prompts))  # on all slots: at most
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), num_rows))
     rules = _abstract(sampler.rules(num_rows, limits=1, temperature=0.0, stop_ids=()))
     live = jax.ShapeDtypeStruct((num_rows,), jnp.bool_)
-    logits, cache = jax.eval_shape(sampler.run_prefill, *prompts)
+    logits, cache = jax.eval_shape(functools.partial(sampler.run_prefill, None), *prompts[1:])
     begin = (logits, cache, _ints(num_prompts), _ints(), _ints(num_rows), live, keys, rules)
     state = jax.eval_shape(functools.partial(sampler.run_begin, size), *begin)
     found = {

@@ -4,8 +4,9 @@
     weights = sampler.prepare(params)                       # params as training has them, adapters bound or not
     samples = sampler.sample(weights, prompts, rows, keys, limits=64, temperature=1.0, stop_ids={2})
 
-Programs: `prefill` for each (prompts, prompt slots), `begin` for each (prompts, rows, sizes), and for each (rows, cache
-size) `advance`, which draws tokens until the cache is full or every row is done. Sizes are those of `ladder`.
+Programs: `prefill` for each (prompts, prompt slots, places), `begin` for each (prompts, rows, sizes), and for each
+(rows, cache size) `advance`, which draws tokens until the cache is full or every row is done. Sizes are those of
+`ladder` and `places_for`.
 """
 
 import functools
@@ -23,8 +24,10 @@ from jaxpost.models.cache import unstack
 from jaxpost.models.config import ModelConfig
 from jaxpost.models.decoder import Params
 from jaxpost.sampling.state import Rules, Shape, State, advance, begin_prompts, begin_rows, enlarge
+from jaxpost.sharding import batch_shards
 
 BUCKET = 64  # slots; finer ones compile more, coarser ones read more of an empty cache (measured on CPU)
+STEP = 1024  # tokens; what fewer cost is less than a further program
 FINE = 8  # buckets up to which sizes go bucket by bucket
 
 
@@ -38,6 +41,18 @@ def ladder(count: int, bucket: int = BUCKET) -> int:
     while size < count:
         size += max(bucket, size // 4 // bucket * bucket) if size >= FINE * bucket else bucket
     return size
+
+
+def places_for(tokens: int, slots: int) -> int | None:
+    """What prefill runs its layers on where so many of the slots hold a token: steps of an eighth of the slots, so
+    that few programs are compiled, and of `STEP` at least; None, all slots, where that spares none or a mesh cuts rows.
+
+    >>> [places_for(n, 9600) for n in (5700, 6001, 9000)], places_for(20, 64)
+    ([6000, 7200, None], None)
+    """
+    step = max(slots // 8, STEP)
+    places = -(-tokens // step) * step
+    return places if places < slots and batch_shards() == 1 else None
 
 
 class Samples(NamedTuple):
@@ -87,7 +102,10 @@ class Sampler:
         self.traces: Counter[tuple] = Counter()
         shape = Shape(config=config, bucket=bucket, dtype=dtype)
         self.run_prefill = jax.jit(
-            self._counted("prefill", functools.partial(begin_prompts, shape), lambda p, tokens, s: tokens.shape)
+            self._counted(
+                "prefill", functools.partial(begin_prompts, shape), lambda n, p, tokens, s: (*tokens.shape, n)
+            ),
+            static_argnums=0,
         )
         self.run_begin = jax.jit(
             self._counted("begin", functools.partial(begin_rows, shape), lambda size, *a: (size, *a[4].shape)),
@@ -131,7 +149,8 @@ class Sampler:
         for row, prompt in zip(tokens, prompts, strict=True):
             row[length - len(prompt) :] = prompt
         starts = jnp.asarray([length - len(prompt) for prompt in prompts], jnp.int32)
-        logits, cache = self.run_prefill(weights.params, jnp.asarray(tokens), starts)
+        places = places_for(sum(map(len, prompts)), tokens.size)
+        logits, cache = self.run_prefill(places, weights.params, jnp.asarray(tokens), starts)
         return Prompts(logits, cache, starts, length)
 
     def stream(

@@ -68,9 +68,11 @@ class Shape:
     dtype: Any
 
 
-def begin_prompts(shape: Shape, params: Params, tokens: Int[Array, " P T"], starts: Int[Array, " P"]):
-    """Logits after each distinct prompt [P, V], and the cache of T slots."""
-    h, cache = prefill(shape.config, params, tokens, starts, bucket=shape.bucket, dtype=shape.dtype)
+def begin_prompts(
+    shape: Shape, places: int | None, params: Params, tokens: Int[Array, " P T"], starts: Int[Array, " P"]
+):
+    """Logits after each distinct prompt [P, V], and the cache of T slots; `places`: see `prefill`."""
+    h, cache = prefill(shape.config, params, tokens, starts, bucket=shape.bucket, places=places, dtype=shape.dtype)
     return logits_of(shape.config, params, h), cache
 
 

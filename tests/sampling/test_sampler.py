@@ -13,6 +13,8 @@ from jaxpost.models.config import abstract_params
 from jaxpost.objectives import token_logprobs
 from jaxpost.sampling import Sampler, programs
 from jaxpost.sampling.draw import row_keys
+from jaxpost.sampling.sampler import places_for
+from jaxpost.sharding import make_mesh
 from jaxpost.train.programs import Program
 
 CONFIGS = {"llama": decoders.llama(), "gemma": decoders.gemma()}
@@ -126,12 +128,32 @@ def test_each_program_is_compiled_once_whatever_is_sampled():
         )
     assert set(sampler.traces.values()) == {1}
     prefills = [key for key in sampler.traces if key[0] == "prefill"]
-    assert prefills == [("prefill", 3, 16)]
+    assert prefills == [("prefill", 3, 16, None)]
     assert {key for key in sampler.traces if key[0] == "advance"} == {
         ("advance", 3, 24),
         ("advance", 3, 32),
         ("advance", 3, 40),
     }
+
+
+def test_prompts_are_prefilled_without_the_padding_between_them(monkeypatch):
+    """Where that spares a step of tokens; the samples stay the same. Not where a mesh cuts the rows.
+
+    Mutation: jaxpost/sampling/sampler.py: `self.run_prefill(places, weights` -> `self.run_prefill(None, weights`
+    Mutation: jaxpost/sampling/sampler.py: `if places < slots and batch_shards() == 1 else None` -> `if places < slots else None`
+    """  # noqa: E501
+    config = CONFIGS["gemma"]
+    params, whole, packed = decoders.params(config), Sampler(config, bucket=8), Sampler(config, bucket=8)
+    want = sampled(whole, params)
+    monkeypatch.setattr("jaxpost.sampling.sampler.STEP", 8)
+    found = sampled(packed, params)
+    shapes = [[key for key in sampler.traces if key[0] == "prefill"] for sampler in (whole, packed)]
+    assert shapes == [[("prefill", 3, 16, None)], [("prefill", 3, 16, 24)]]  # 3 + 9 + 12 tokens
+    assert (found.tokens == want.tokens).all()
+    assert_near(found.logps, want.logps, FLOAT32_CPU["packed"])
+    assert (places_for(24, 48), places_for(41, 48)) == (24, None)
+    with jax.set_mesh(make_mesh("data=8")):
+        assert places_for(24, 48) is None
 
 
 def test_G14_new_weights_are_sampled_at_once_and_frozen_ones_are_not_copied_again():
