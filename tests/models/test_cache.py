@@ -51,7 +51,7 @@ def test_G13_decoding_with_a_cache_is_the_full_forward(name, seed, spare):
 
     Mutation: jaxpost/models/cache.py: `seen = held >= starts[:, None]` -> `seen = held >= 0 * starts[:, None]`
     Mutation: jaxpost/models/cache.py: `positions = jnp.maximum(index - starts[:, None], 0)` -> `positions = index - 0 * starts[:, None]`
-    Mutation: jaxpost/models/cache.py: `hidden = _run(config, params, h, (slot - starts)[:, None],` -> `hidden = _run(config, params, h, (slot - 0 * starts)[:, None],`
+    Mutation: jaxpost/models/cache.py: `h = _run(config, params, h, (slot - starts)[:, None],` -> `h = _run(config, params, h, (slot - 0 * starts)[:, None],`
     Mutation: jaxpost/models/cache.py: `else seen & (slot - held < window)` -> `else seen`
     Mutation: jaxpost/models/cache.py: `pack(positions)` -> `positions[:1]`
     Mutation: jaxpost/models/cache.py: `.reshape(real.shape) - 1, places)` -> `.reshape(real.shape), places)`
