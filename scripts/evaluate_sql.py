@@ -24,7 +24,7 @@ import jaxpost
 from jaxpost.rewards import sql_reward
 
 HALVES = {"heldout_question": "new questions", "heldout_schema": "new schemas"}
-MAX_NEW_TOKENS = 56  # gold answers have up to 45
+MAX_NEW_TOKENS = 48  # gold answers have up to 45, and the stop token
 DRAWS = 2000  # of the bootstrap
 CHUNK = 75  # questions between two lines of progress, answered at once; 300 and 600 are whole chunks: one program
 

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from jaxpost.rewards import sql_reward
 
-MAX_NEW_TOKENS = 56  # as scripts/evaluate_sql.py
+MAX_NEW_TOKENS = 48  # as scripts/evaluate_sql.py
 
 
 def read_lines(path: Path) -> list[dict]:
